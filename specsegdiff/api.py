@@ -1,0 +1,182 @@
+"""The whole pipeline on one screen: a recording in, an `Explanation` out."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from specsegdiff.data.audio import AudioSource, AudioStream, open_audio
+from specsegdiff.errors import AudioError, ConfigError
+from specsegdiff.explanation import Explanation, assemble
+from specsegdiff.hub import weights_hash
+from specsegdiff.models.segdiff import SpecSegDiff
+from specsegdiff.sampling import Draws, fastest_dtype, sample
+from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter, spectrum_window
+
+WINDOW_FRAMES = 2048
+"Frames that a window of a long recording contributes, half a minute; context is read on both sides."
+
+DEFAULT_MODEL = "specsegdiff-small"
+"Name of the embedded model, a folder in ``specsegdiff/assets``."
+
+
+def explain(
+    source: AudioSource,
+    sample_rate: int | None = None,
+    *,
+    model: SpecSegDiff | None = None,
+    draws: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    share: float = 0.05,
+    precision: torch.dtype | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, int], object] | bool | None = None,
+) -> Explanation:
+    """Show where a recording was synthesised: the mean of the draws, their spread, a mask and its regions.
+
+    ``source`` is a path, an array or tensor with its ``sample_rate`` in Hz, or a Hugging Face audio dict; any
+    length, rate and channel count. ``draws`` and ``steps`` default to the model's own; the same ``seed`` gives
+    the same maps. ``precision`` is the networks' type, by default bfloat16 where this CPU computes with it.
+    ``progress`` is called with (network passes done, all), True shows a bar, None shows it for long work in a
+    terminal. Memory does not grow with the recording: long ones are read, explained and stored in windows.
+
+    Raises `AudioError` where the source cannot be read, is shorter than one analysis window or digital silence,
+    and `ConfigError` on settings outside their domain. Source: arXiv 2506.03425.
+    """
+    model = model or default_model()
+    config = model.config
+    if not 0 < share < 1:
+        raise ConfigError(f"share must lie between 0 and 1, got {share!r}")
+    model = model.to(device)
+    with open_audio(source, sample_rate, target_rate=config.stft.sample_rate) as stream:
+        wave, gain = _read(stream, model)
+        name = stream.name
+    draws, steps = draws or config.draws, steps or config.steps
+    frames = config.stft.n_frames(wave.shape[1])
+    heat, spread = (MapWriter(config.stft.n_freqs, frames) for _ in range(2))
+    with _progress(progress, total=-(-frames // WINDOW_FRAMES) * draws * steps) as advance:
+        for start in range(0, frames, WINDOW_FRAMES):
+            window = _explain_window(
+                model,
+                wave,
+                gain,
+                (start, min(start + WINDOW_FRAMES, frames)),
+                draws=draws,
+                steps=steps,
+                seed=seed,
+                precision=precision or fastest_dtype(device),
+                progress=advance,
+            )
+            heat.append(window.mean[0])
+            spread.append(window.spread[0])
+    return assemble(
+        heat.finish(),
+        spread.finish(),
+        wave,
+        config=config.stft,
+        source=name,
+        model=model.name,
+        weights_sha256=weights_hash(model),
+        seed=seed,
+        draws=draws,
+        steps=steps,
+        share=share,
+    )
+
+
+def _read(stream: AudioStream, model: SpecSegDiff) -> tuple[MapStore, float]:
+    """Waveform ``(1, n)`` and the gain that brings it to the model's level, in one pass."""
+    n, window = stream.n_samples, model.config.stft.n_fft
+    if n < window:
+        raise AudioError(
+            f"{stream.name} has {n} samples at {stream.target_rate} Hz; one analysis window needs {window} "
+            f"({1000 * window / stream.target_rate:.0f} ms): pass a longer recording"
+        )
+    writer, energy = MapWriter(1, n), 0.0
+    for start in range(0, n, BLOCK_SAMPLES):
+        block = stream.read(start, min(start + BLOCK_SAMPLES, n))
+        energy += float(block.double().square().sum())
+        writer.append(block[None])
+    if energy == 0:
+        raise AudioError(
+            f"{stream.name} is digital silence: all {n} samples are zero; pass a recording that holds sound"
+        )
+    return writer.finish(), model.config.rms / (energy / n) ** 0.5
+
+
+def _explain_window(
+    model: SpecSegDiff,
+    wave: MapStore,
+    gain: float,
+    frames: tuple[int, int],
+    *,
+    draws: int,
+    steps: int,
+    seed: int,
+    precision: torch.dtype,
+    progress: Callable[[int], object],
+) -> Draws:
+    """Draws for some frames of a long recording, computed with all the context that they depend on."""
+    unit = model.column_frames
+    context = -(-model.reach // unit) * unit
+    total = model.config.stft.n_frames(wave.shape[1])
+    begin, end = max(0, frames[0] - context), min(total, frames[1] + context)
+    magnitude = spectrum_window(wave, model.stft, begin, end).abs() * gain
+    condition = model.normalise(magnitude)[None].to(next(model.parameters()).device)
+    drawn = sample(
+        model,
+        condition,
+        draws=draws,
+        steps=steps,
+        seed=seed,
+        first_column=begin // model.config.patch[1],
+        dtype=precision,
+        progress=progress,
+    )
+    inside = slice(frames[0] - begin, frames[1] - begin)
+    return Draws(drawn.mean[..., inside], drawn.spread[..., inside])
+
+
+@cache
+def default_model() -> SpecSegDiff:
+    """Load the embedded model once; its card lies beside it in ``specsegdiff/assets``."""
+    return SpecSegDiff.from_pretrained(asset(DEFAULT_MODEL))
+
+
+def asset(name: str) -> Path:
+    """Path of a file or folder shipped in the package: the embedded model, or the example recording.
+
+    >>> asset("example.flac").name
+    'example.flac'
+    """
+    path = Path(str(files("specsegdiff") / "assets" / name))
+    if not path.exists():
+        raise ConfigError(f"the package holds no asset {name!r}; reinstall specsegdiff")
+    return path
+
+
+@contextlib.contextmanager
+def _progress(
+    wanted: Callable[[int, int], object] | bool | None, *, total: int
+) -> Iterator[Callable[[int], object]]:
+    if callable(wanted):
+        done = 0
+
+        def advance(passes: int) -> None:
+            nonlocal done
+            done += passes
+            wanted(done, total)
+
+        yield advance
+    elif wanted or (wanted is None and total > 256 and sys.stderr.isatty()):
+        from tqdm.auto import tqdm
+
+        with tqdm(total=total, unit="pass", desc="explain") as bar:
+            yield bar.update
+    else:
+        yield lambda passes: None

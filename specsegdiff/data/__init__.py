@@ -1,0 +1,1 @@
+"""Recordings, pairs and corpora: everything that turns files into mono waveforms at one rate."""

@@ -1,0 +1,184 @@
+"""Save and load models: ``config.json`` beside ``model.safetensors``, never a pickle, never code from a file."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from specsegdiff.errors import CheckpointError, ConfigError, OutputError
+
+Model = TypeVar("Model", bound=nn.Module)
+Config = TypeVar("Config")
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+def save_model(model: nn.Module, folder: str | Path, *, half: bool = False) -> None:
+    """Write a model's configuration and tensors to ``folder``; with ``half``, floating tensors as float16.
+
+    Each file is written to a temporary name and renamed. Raises `OutputError` where the folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    config = {"class": type(model).__name__, "config": dataclasses.asdict(model.config)}  # type: ignore[call-overload]
+    tensors = {
+        name: (value.half() if half and value.is_floating_point() else value).contiguous().cpu()
+        for name, value in model.state_dict().items()
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / WEIGHTS_NAME, save(tensors))
+        write_atomic(folder / CONFIG_NAME, json.dumps(config, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write a model to {folder}: {error}; choose a writable folder"
+        ) from error
+
+
+def load_model(
+    kind: type[Model], config_kind: type[Config], source: str | Path, *, revision: str | None = None
+) -> Model:
+    """Load a model of class ``kind`` from a folder or a Hub id, tensors in float32, in evaluation mode.
+
+    Raises `CheckpointError` where the checkpoint is missing, damaged, of another class or holds other tensors,
+    and `ConfigError` where its configuration has unknown, missing or invalid fields.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    folder = _resolve(source, revision=revision)
+    try:
+        stored = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        blob = (folder / WEIGHTS_NAME).read_bytes()
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no readable {CONFIG_NAME} and {WEIGHTS_NAME} ({error}); "
+            "pass a folder that save_pretrained wrote"
+        ) from error
+    if not isinstance(stored, dict) or stored.get("class") != kind.__name__:
+        came = stored.get("class") if isinstance(stored, dict) else type(stored).__name__
+        raise CheckpointError(
+            f"{folder} holds a {came!r}, expected {kind.__name__!r}; load it with its own class"
+        )
+    config = from_dict(config_kind, stored.get("config"), where=str(folder / CONFIG_NAME))
+    try:
+        tensors = load(blob)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_NAME} is damaged ({error}); fetch or save it again"
+        ) from error
+    model = kind(config)
+    expected = model.state_dict()
+    wrong = sorted(
+        name
+        for name in expected.keys() | tensors.keys()
+        if name not in expected
+        or name not in tensors
+        or expected[name].shape != tensors[name].shape
+    )
+    if wrong:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_NAME} does not fit its {CONFIG_NAME}: {len(wrong)} tensors are missing, unknown or "
+            f"of another shape, first {wrong[0]!r}; restore the pair of files that was saved together"
+        )
+    model.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()})
+    return model.eval()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 of a model's tensors by name, for provenance."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def from_dict(kind: type[Config], values: Any, *, where: str) -> Config:
+    """Build a configuration dataclass from plain data, nested ones too; every field must be there, and no other.
+
+    Raises `ConfigError` that names the field. Only classes named in annotations are built: a file names none.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{where}: expected the fields of {kind.__name__}, got {type(values).__name__}"
+        )
+    fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - fields):
+        raise ConfigError(f"{where}: {kind.__name__} has no field {unknown[0]!r}; remove it")
+    if missing := sorted(fields - values.keys()):
+        raise ConfigError(f"{where}: field {missing[0]!r} of {kind.__name__} is missing; add it")
+    hints = typing.get_type_hints(kind)
+    made = {
+        name: _typed(hints[name], value, where=f"{where}: {name}") for name, value in values.items()
+    }
+    return kind(**made)
+
+
+def _typed(hint: Any, value: Any, *, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where=where)  # type: ignore[type-var]
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = typing.get_args(hint)
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        if len(kinds) == len(value):
+            return tuple(_typed(k, v, where=where) for k, v in zip(kinds, value, strict=True))
+    elif origin is typing.Literal:
+        if any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
+            return value
+    elif origin in (typing.Union, types.UnionType):
+        for inner_hint in typing.get_args(hint):
+            if inner_hint is type(None) and value is None:
+                return None
+            if inner_hint is not type(None) and value is not None:
+                return _typed(inner_hint, value, where=where)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint in (int, bool, str) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where}: expected {hint}, got {value!r}")
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file to a temporary name in its folder and rename it; nothing half-written stays behind."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _resolve(source: str | Path, *, revision: str | None) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if isinstance(source, Path) or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"no folder {folder}; pass a folder that save_pretrained wrote, or a hub id 'owner/name'"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME])
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{source!r} is no folder here and could not be fetched from the hub ({type(error).__name__}); "
+            "check the name and the connection, or pass a folder"
+        ) from error

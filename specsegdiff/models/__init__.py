@@ -1,0 +1,1 @@
+"""Networks: the condition encoder, the denoiser, and SegDiff, which joins them."""

@@ -1,0 +1,1 @@
+"""Training on Lightning; nothing else in the library knows Lightning."""

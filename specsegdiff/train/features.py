@@ -1,0 +1,194 @@
+"""What a segmenter learns from: conditions and margins of pairs, cropped and equalised on the fly."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from specsegdiff.data.pairs import Pair, load_pair
+from specsegdiff.data.rawboost import RawBoost, RawBoostConfig
+from specsegdiff.errors import ConfigError, SpecSegDiffError
+from specsegdiff.frontend import log_magnitude
+from specsegdiff.masks import MaskConfig, difference, margin_map, shared_band
+from specsegdiff.models.segdiff import SegDiffConfig, SpecSegDiff
+
+
+@dataclass(frozen=True)
+class Item:
+    """One pair, ready to be cropped: condition and margin ``(f, t)`` in float16."""
+
+    vocoder: str
+    local: bool
+    condition: Float[Tensor, "f t"]
+    margin: Float[Tensor, "f t"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to training items; every change keeps the mask true, since it hits both members alike."""
+
+    copies: int = 1
+    "Extra copies of each pair with another speed and RawBoost noise, made once before training."
+    speed: float = 0.12
+    "Copies are resampled by a factor within 1 +- speed."
+    rawboost_share: float = 0.5
+    "Share of the copies that get RawBoost, with identical noise for both members."
+    gain_db: float = 6.0
+    "Standard deviation of a random gain of the crop, in dB."
+    tilt_db: float = 4.0
+    "Standard deviation of each cosine of a random smooth equaliser, in dB."
+    local_share: float = 0.3
+    "Share of the crops that come from local vocoders."
+
+    def __post_init__(self) -> None:
+        if self.copies < 0 or not 0 <= self.speed < 1 or min(self.gain_db, self.tilt_db) < 0:
+            raise ConfigError(
+                f"AugmentConfig needs copies, gain_db, tilt_db >= 0 and speed in [0, 1), got {self!r}"
+            )
+        for name in ("rawboost_share", "local_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"AugmentConfig.{name} must lie in [0, 1], got {getattr(self, name)!r}"
+                )
+
+
+def make_item(
+    pair: Pair,
+    model: SpecSegDiff,
+    masks: MaskConfig,
+    *,
+    local: bool = False,
+    change: Callable[[Tensor], Tensor] | None = None,
+) -> Item:
+    """Condition and margin of a pair; ``change`` maps the stacked members ``(2, n)`` before anything else."""
+    members = torch.stack(load_pair(pair, config=model.config.stft))
+    if change is not None:
+        members = change(members)
+    members = members * model.level(members[1])
+    real, fake = model.stft.magnitude(members)
+    value = difference(real[None], fake[None], masks)[0]
+    valid = None
+    if pair.band_hz is not None:
+        hertz = model.config.stft.sample_rate / model.config.stft.n_fft
+        valid = shared_band(value, band_hz=pair.band_hz, hertz_per_bin=hertz)
+    margin = margin_map(value, share=masks.share, valid=valid)
+    return Item(pair.vocoder, local, model.normalise(fake).half(), margin.clamp(-30, 30).half())
+
+
+def make_items(
+    pairs: Sequence[Pair],
+    config: SegDiffConfig,
+    masks: MaskConfig,
+    augment: AugmentConfig,
+    *,
+    seed: int,
+    local: bool = False,
+    warn: Callable[[str], object] = print,
+) -> list[Item]:
+    """Items of all pairs and their augmented copies; a pair that cannot be read is skipped and told to ``warn``."""
+    model = SpecSegDiff(config)
+    items = []
+    for pair in pairs:
+        try:
+            items.append(make_item(pair, model, masks, local=local))
+            for copy in range(augment.copies):
+                rng = np.random.default_rng(_number(seed, pair.id, copy))
+                items.append(
+                    make_item(pair, model, masks, local=local, change=_changer(augment, rng))
+                )
+        except SpecSegDiffError as error:
+            warn(f"skipped {pair.id}: {error}")
+    return items
+
+
+def _changer(augment: AugmentConfig, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
+    percent = round(100 * (1 + rng.uniform(-augment.speed, augment.speed)))
+    boost = rng.random() < augment.rawboost_share
+    noise_seed = int(rng.integers(2**31))
+    algo = int(rng.choice([1, 2, 3, 5]))
+
+    def change(members: Tensor) -> Tensor:
+        from scipy.signal import resample_poly
+
+        warped = torch.from_numpy(resample_poly(members.numpy(), 100, percent, axis=-1)).float()
+        return RawBoost(RawBoostConfig(algo=algo))(warped, seed=noise_seed) if boost else warped
+
+    return change
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Random crops of items: index ``i`` always gives the same crop, so a resumed run needs no state.
+
+    Items are drawn with a weight that grows with their length and falls with the square root of their vocoder's
+    total length, so that the commonest vocoders do not drown the rare ones.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        config: SegDiffConfig,
+        augment: AugmentConfig,
+        *,
+        frames: int,
+        count: int,
+        seed: int,
+    ) -> None:
+        if not items:
+            raise ConfigError("there is no training item; check the manifest and its split column")
+        self.items, self.config, self.augment = items, config, augment
+        self.frames, self.count, self.seed = frames, count, seed
+        length: dict[str, float] = defaultdict(float)
+        for item in items:
+            length[item.vocoder] += item.condition.shape[1]
+        weight = np.array([i.condition.shape[1] / length[i.vocoder] ** 0.5 for i in items])
+        local = np.array([i.local for i in items])
+        if local.any() and not local.all():
+            weight[local] *= augment.local_share / weight[local].sum()
+            weight[~local] *= (1 - augment.local_share) / weight[~local].sum()
+        self.cumulative = np.cumsum(weight / weight.sum())
+
+    def __len__(self) -> int:
+        """Number of crops of the whole run."""
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Condition and margin ``(f, frames)`` of crop ``index``."""
+        rng = np.random.default_rng((self.seed, index))
+        item = self.items[
+            min(int(np.searchsorted(self.cumulative, rng.random())), len(self.items) - 1)
+        ]
+        length = item.condition.shape[1]
+        start = int(rng.integers(max(1, length - self.frames + 1)))
+        condition = item.condition[:, start : start + self.frames].float()
+        margin = item.margin[:, start : start + self.frames].float()
+        if (missing := self.frames - condition.shape[1]) > 0:
+            silence = float(
+                (log_magnitude(torch.zeros(())) - self.config.log_mean) / self.config.log_scale
+            )
+            condition = torch.nn.functional.pad(condition, (0, missing), value=silence)
+            margin = torch.nn.functional.pad(margin, (0, missing), value=torch.nan)
+        nats_per_db = np.log(10) / 20
+        decibels = rng.normal(0, self.augment.gain_db) + equaliser(
+            len(condition), self.augment.tilt_db, rng
+        )
+        shift = torch.from_numpy(decibels * nats_per_db / self.config.log_scale).float()
+        return condition + shift[:, None], margin
+
+
+def equaliser(bins: int, tilt_db: float, rng: np.random.Generator) -> np.ndarray:
+    """Random smooth gain in dB ``(bins,)``: six cosines over frequency whose size falls with their order."""
+    place = np.linspace(0, np.pi, bins)
+    order = np.arange(1, 7)
+    size = rng.normal(0, tilt_db, 6) / order**0.5
+    phase = rng.uniform(-np.pi, np.pi, 6)
+    return (size[:, None] * np.cos(order[:, None] * place + phase[:, None])).sum(axis=0)
+
+
+def _number(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")

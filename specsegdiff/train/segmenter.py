@@ -1,0 +1,228 @@
+"""Train a SpecSegDiff: configuration, LightningModule, and the one function that runs them."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from specsegdiff import hub
+from specsegdiff.data.pairs import Pair, load_pair, read_manifest
+from specsegdiff.errors import ConfigError
+from specsegdiff.masks import MaskConfig, ground_truth, top_share
+from specsegdiff.metrics.segmentation import generalized_dice
+from specsegdiff.models.losses import LossConfig, diffusion_loss
+from specsegdiff.models.segdiff import PRESETS, SpecSegDiff
+from specsegdiff.sampling import sample
+from specsegdiff.train.features import AugmentConfig, Crops, make_items
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run; a YAML file in ``configs/segmenter`` holds one of these."""
+
+    preset: str
+    "Model, by its name in `models.segdiff.PRESETS`."
+    pairs: str
+    "Manifest of real pairs; rows with split 'train' are trained on, rows with 'val' choose."
+    local_pairs: str | None
+    "Manifest that `specsegdiff make-pairs` wrote from the training recordings, or null."
+    steps: int
+    "Optimiser steps."
+    batch: int = 8
+    "Crops a step."
+    frames: int = 256
+    "Frames a crop."
+    learning_rate: float = 6e-4
+    "Peak of the schedule."
+    warmup: int = 200
+    "Steps of linear warm-up before the cosine."
+    weight_decay: float = 0.01
+    "Of AdamW."
+    ema: float = 0.999
+    "Decay of the averaged weights that are saved."
+    validate_every: int = 500
+    "Steps between two measurements on val."
+    deterministic: bool = False
+    "Trains without diffusion: the same network at pure noise only, its noise set to zero (a control)."
+    seed: int = 0
+    "Of weights, crops, noise and augmentation."
+    precision: str = "bf16-mixed"
+    "Lightning's precision."
+    loss: LossConfig = field(default_factory=LossConfig)
+    "Loss weights."
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    "Ground truth."
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    "Augmentation."
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ConfigError(
+                f"TrainConfig.preset must be one of {sorted(PRESETS)}, got {self.preset!r}"
+            )
+        for name in ("steps", "batch", "frames", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"TrainConfig.{name} must be positive, got {getattr(self, name)!r}"
+                )
+
+
+def read_config(path: str | Path, **changes: Any) -> TrainConfig:
+    """Read a run's YAML; fields that it omits take their defaults, unknown ones are a `ConfigError`."""
+    import yaml
+
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"cannot read {path} as YAML ({error}); see configs/segmenter for examples"
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: expected the fields of TrainConfig, got {type(values).__name__}"
+        )
+    nested = {"loss": LossConfig(), "masks": MaskConfig(), "augment": AugmentConfig()}
+    whole: dict[str, Any] = {
+        f.name: f.default
+        for f in dataclasses.fields(TrainConfig)
+        if f.default is not dataclasses.MISSING
+    }
+    whole |= {
+        name: dataclasses.asdict(default) | values.pop(name, {}) for name, default in nested.items()
+    }
+    return hub.from_dict(TrainConfig, whole | values | changes, where=str(path))
+
+
+class SegmenterModule(L.LightningModule):
+    """Optimises a `SpecSegDiff` and measures it on val at one draw."""
+
+    def __init__(self, config: TrainConfig, validation: list[Pair]) -> None:
+        super().__init__()
+        self.config = config
+        self.validation = validation
+        self.model = SpecSegDiff.from_preset(config.preset)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Loss of one batch; its noise depends on the seed and the step only, so a resumed run repeats it."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step)
+        condition, margin = batch
+        loss, parts = diffusion_loss(
+            self.model, condition, margin, config=self.config.loss, generator=generator
+        )
+        self.log_dict(
+            {"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}}, prog_bar=True
+        )
+        return loss
+
+    def validation_step(self, place: Tensor, index: int) -> None:
+        """GDice of one pair at the map's own top share."""
+        pair = self.validation[int(place)]
+        stft = self.model.config.stft
+        real, fake = load_pair(pair, config=stft)
+        truth = ground_truth(
+            self.model.stft.magnitude(real)[None],
+            self.model.stft.magnitude(fake)[None],
+            self.config.masks,
+        )
+        drawn = sample(
+            self.model, self.model.condition(fake[None].to(self.device)), draws=1, items=[pair.id]
+        )
+        own = top_share(drawn.mean.cpu(), share=self.config.masks.share)
+        self.log(
+            "val_gdice",
+            100 * generalized_dice(own, truth).mean(),
+            batch_size=1,
+            on_epoch=True,
+            prog_bar=True,
+        )
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """Places of the validation pairs; each is read at its full length."""
+        return DataLoader(torch.arange(len(self.validation)), batch_size=None)  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up and a cosine to zero."""
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            betas=(0.9, 0.99),
+        )
+        rise = torch.optim.lr_scheduler.LinearLR(
+            optimizer, 0.01, 1.0, total_iters=self.config.warmup
+        )
+        fall = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, max(1, self.config.steps - self.config.warmup)
+        )
+        schedule = torch.optim.lr_scheduler.SequentialLR(
+            optimizer, [rise, fall], [self.config.warmup]
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def train(
+    config: TrainConfig, out: str | Path, *, resume: bool = False, accelerator: str = "auto"
+) -> SpecSegDiff:
+    """Train, keep checkpoints and logs in ``out``, and write the averaged model to ``out/model``.
+
+    ``resume`` goes on from ``out/last.ckpt`` where there is one. Returns the averaged model.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    L.seed_everything(config.seed, verbose=False)
+    pairs = read_manifest(config.pairs)
+    module = SegmenterModule(config, [p for p in pairs if p.split == "val"])
+    shared = (module.model.config, config.masks, config.augment)
+    items = make_items([p for p in pairs if p.split == "train"], *shared, seed=config.seed)
+    if config.local_pairs:
+        local = [p for p in read_manifest(config.local_pairs) if p.split == "train"]
+        items += make_items(local, *shared, seed=config.seed, local=True)
+    crops = Crops(
+        items,
+        module.model.config,
+        config.augment,
+        frames=config.frames,
+        count=config.steps * config.batch,
+        seed=config.seed,
+    )
+    average = EMAWeightAveraging(decay=config.ema)
+    checkpoint = ModelCheckpoint(
+        dirpath=out,
+        filename="last",
+        every_n_train_steps=config.validate_every,
+        enable_version_counter=False,
+    )
+    trainer = L.Trainer(
+        max_steps=config.steps,
+        accelerator=accelerator,
+        devices=1,
+        precision=config.precision,  # type: ignore[arg-type]
+        gradient_clip_val=1.0,
+        val_check_interval=min(config.validate_every, config.steps),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=20,
+        callbacks=[average, checkpoint, LearningRateMonitor()],
+        logger=CSVLogger(out, name="", version="log"),
+        enable_model_summary=False,
+    )
+    last = out / "last.ckpt"
+    trainer.fit(
+        module,
+        DataLoader(crops, batch_size=config.batch, shuffle=False),
+        ckpt_path=last if resume and last.exists() else None,
+        weights_only=False,
+    )
+    # EMAWeightAveraging copies the averaged weights into the module when training ends
+    module.model.save_pretrained(out / "model", half=True)
+    hub.write_atomic(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2).encode())
+    return module.model.eval()

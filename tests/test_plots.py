@@ -1,0 +1,114 @@
+"""Figures have the panels, the extents and the data they promise, at every length."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from specsegdiff.errors import ShapeError
+from specsegdiff.frontend import Axes, StftConfig
+from specsegdiff.grid import find_regions
+from specsegdiff.plots import MAX_COLUMNS, compare, explanation_figure, pool_columns
+
+SMALL = StftConfig(sample_rate=1000, n_fft=64, hop=16)
+
+
+def case(n=3000):
+    axes = Axes(SMALL, n_samples=n)
+    wave = torch.randn(n, generator=torch.Generator().manual_seed(n)).mul(0.1)
+    heat = torch.rand(axes.shape, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(axes.shape, dtype=torch.bool)
+    mask[5:12, 10:20] = True
+    return wave, heat, heat / 2, mask, axes
+
+
+def titled(figure, name):
+    return next(panel for panel in figure.axes if name in panel.get_ylabel())
+
+
+def test_explanation_figure_shares_one_time_axis():
+    wave, heat, spread, mask, axes = case()
+    regions = find_regions(mask, heat, axes)
+    figure = explanation_figure(wave, heat, spread, mask, axes, regions=regions, title="a $b_ 50%")
+    panels = [titled(figure, name) for name in ("waveform", "spectrogram", "heatmap", "spread")]
+    for panel in panels:
+        assert panel.get_xlim() == pytest.approx(axes.extent[:2])
+        for image in panel.images:
+            assert image.get_extent() == pytest.approx(axes.extent)
+    assert np.array_equal(panels[2].images[0].get_array(), heat.numpy())
+    assert np.array_equal(panels[3].images[0].get_array(), spread.numpy())
+    assert [text.get_text() for text in panels[1].texts] == ["R1"]
+    figure.savefig(io.BytesIO(), format="png")
+    # constrained layout has run: the colour bars took nothing from the time axis
+    assert len({(p.get_position().x0, p.get_position().x1) for p in panels}) == 1
+
+
+def test_mask_outline_lies_on_the_edges_of_its_bins():
+    wave, heat, spread, mask, axes = case()
+    figure = explanation_figure(wave, heat, spread, mask, axes)
+    lines = titled(figure, "spectrogram").collections
+    assert len(lines) == 2
+    box = lines[0].get_paths()[0].get_extents()
+    dt, df = axes.seconds_per_frame, axes.hertz_per_bin
+    assert (box.x0, box.x1) == pytest.approx((9.5 * dt, 19.5 * dt))
+    assert (box.y0, box.y1) == pytest.approx((4.5 * df, 11.5 * df))
+
+
+@pytest.mark.parametrize("n", [1, 17, 40])
+def test_shortest_recordings_and_empty_masks_are_drawn(n):
+    wave, heat, spread, _, axes = case(n)
+    mask = torch.zeros(axes.shape, dtype=torch.bool)
+    for silent in (wave, torch.zeros(n)):
+        figure = explanation_figure(silent, heat, spread * 0, mask, axes)
+        figure.savefig(io.BytesIO(), format="png")
+
+
+def test_long_maps_are_pooled_to_the_brightest_and_keep_their_place():
+    axes = Axes(SMALL, n_samples=7 * MAX_COLUMNS * 16 // 3)
+    heat = torch.zeros(axes.shape)
+    heat[20, 3000] = 0.9
+    mask = heat > 0
+    figure = explanation_figure(torch.zeros(axes.n_samples), heat, heat, mask, axes)
+    image = titled(figure, "heatmap").images[0]
+    drawn = np.asarray(image.get_array())
+    assert drawn.shape[1] <= MAX_COLUMNS
+    assert drawn.max() == np.float32(0.9)
+    t0, t1, _, _ = image.get_extent()
+    column = drawn.argmax() % drawn.shape[1]
+    edges = t0 + (t1 - t0) * np.array([column, column + 1]) / drawn.shape[1]
+    assert edges[0] <= axes.times[3000] <= edges[1]
+    assert titled(figure, "heatmap").get_xlim() == pytest.approx(axes.extent[:2])
+
+
+def test_pooling_equals_the_slow_maximum_and_keeps_signs():
+    value = torch.randn(5, 10_007, generator=torch.Generator().manual_seed(0))
+    pooled = pool_columns(lambda a, b: value[:, a:b], 10_007)
+    for column, part in enumerate(value.split(6, dim=1)):
+        strongest = part.gather(1, part.abs().argmax(dim=1, keepdim=True))[:, 0]
+        assert np.array_equal(pooled[:, column], strongest.numpy())
+    assert pooled.shape == (5, 1668)
+
+
+def test_compare_draws_each_map_under_its_name():
+    _, heat, _, mask, axes = case()
+    figure = compare({"ours": heat, "signed $x": heat - 0.5}, axes, mask=mask, title="maps")
+    panels = [panel for panel in figure.axes if panel.get_ylabel() == "frequency (Hz)"]
+    assert [panel.get_title(loc="left") for panel in panels] == ["ours", "signed $x"]
+    limits = [panel.images[0].get_clim() for panel in panels]
+    assert limits[0] == pytest.approx((0, float(heat.max())))
+    assert limits[1][0] == -limits[1][1]
+    assert all(panel.images[0].get_extent() == pytest.approx(axes.extent) for panel in panels)
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_figures_refuse_other_shapes():
+    wave, heat, spread, mask, axes = case()
+    with pytest.raises(ShapeError, match="on these axes"):
+        explanation_figure(wave, heat[:, 1:], spread, mask, axes)
+    with pytest.raises(ShapeError, match="samples"):
+        explanation_figure(wave[1:], heat, spread, mask, axes)
+    with pytest.raises(ShapeError, match="on these axes"):
+        compare({"ours": heat[1:]}, axes)
+    with pytest.raises(ShapeError, match="at least one map"):
+        compare({}, axes)

@@ -18,7 +18,7 @@ from specsegdiff.sampling import Draws, fastest_dtype, sample
 from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter, spectrum_window
 
 WINDOW_FRAMES = 2048
-"Frames that a window of a long recording contributes, half a minute; context is read on both sides."
+"Frames that a window of a long recording contributes, half a minute; context comes on top."
 
 DEFAULT_MODEL = "specsegdiff-small"
 "Name of the embedded model, a folder in ``specsegdiff/assets``."
@@ -37,15 +37,22 @@ def explain(
     device: str = "cpu",
     progress: Callable[[int, int], object] | bool | None = None,
 ) -> Explanation:
-    """Show where a recording was synthesised: the mean of the draws, their spread, a mask and its regions.
+    """Show where a recording was synthesised: the mean of the draws, their spread, a mask and its
+    regions.
 
-    ``source`` is a path, an array or tensor with its ``sample_rate`` in Hz, or a Hugging Face audio dict; any
-    length, rate and channel count. ``draws`` and ``steps`` default to the model's own; the same ``seed`` gives
-    the same maps. ``precision`` is the networks' type, by default bfloat16 where this CPU computes with it.
-    ``progress`` is called with (network passes done, all), True shows a bar, None shows it for long work in a
-    terminal. Memory does not grow with the recording: long ones are read, explained and stored in windows.
+    ``source`` is a path, an array or tensor with its ``sample_rate`` in Hz, or a Hugging Face
+    audio dict; any
+    length, rate and channel count. ``draws`` and ``steps`` default to the model's own; the same
+    ``seed`` gives
+    the same maps. ``precision`` is the networks' type, by default bfloat16 where this CPU computes
+    with it.
+    ``progress`` is called with (network passes done, all), True shows a bar, None shows it for
+    long work in a
+    terminal. Memory does not grow with the recording: long ones are read, explained and stored in
+    windows.
 
-    Raises `AudioError` where the source cannot be read, is shorter than one analysis window or digital silence,
+    Raises `AudioError` where the source cannot be read, is shorter than one analysis window or
+    digital silence,
     and `ConfigError` on settings outside their domain. Source: arXiv 2506.03425.
     """
     model = model or default_model()
@@ -94,8 +101,8 @@ def _read(stream: AudioStream, model: SpecSegDiff) -> tuple[MapStore, float]:
     n, window = stream.n_samples, model.config.stft.n_fft
     if n < window:
         raise AudioError(
-            f"{stream.name} has {n} samples at {stream.target_rate} Hz; one analysis window needs {window} "
-            f"({1000 * window / stream.target_rate:.0f} ms): pass a longer recording"
+            f"{stream.name} has {n} samples at {stream.target_rate} Hz; one analysis window needs "
+            f"{window} ({1000 * window / stream.target_rate:.0f} ms): pass a longer recording"
         )
     writer, energy = MapWriter(1, n), 0.0
     for start in range(0, n, BLOCK_SAMPLES):
@@ -104,7 +111,8 @@ def _read(stream: AudioStream, model: SpecSegDiff) -> tuple[MapStore, float]:
         writer.append(block[None])
     if energy == 0:
         raise AudioError(
-            f"{stream.name} is digital silence: all {n} samples are zero; pass a recording that holds sound"
+            f"{stream.name} is digital silence: all {n} samples are zero; "
+            "pass a recording that holds sound"
         )
     return writer.finish(), model.config.rms / (energy / n) ** 0.5
 
@@ -121,7 +129,8 @@ def _explain_window(
     precision: torch.dtype,
     progress: Callable[[int], object],
 ) -> Draws:
-    """Draws for some frames of a long recording, computed with all the context that they depend on."""
+    """Draws for some frames of a long recording, computed with all the context that they depend
+    on."""
     unit = model.column_frames
     context = -(-model.reach // unit) * unit
     total = model.config.stft.n_frames(wave.shape[1])
@@ -149,7 +158,8 @@ def default_model() -> SpecSegDiff:
 
 
 def asset(name: str) -> Path:
-    """Path of a file or folder shipped in the package: the embedded model, or the example recording.
+    """Path of a file or folder shipped in the package: the embedded model, or the example
+    recording.
 
     >>> asset("example.flac").name
     'example.flac'

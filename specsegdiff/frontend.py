@@ -1,4 +1,5 @@
-"""The short-time Fourier transform, its exact inverse, and the axes that every picture and mask share."""
+"""The short-time Fourier transform, its exact inverse, and the axes that every picture and mask
+share."""
 
 from dataclasses import dataclass
 
@@ -47,7 +48,8 @@ class StftConfig:
 
 @dataclass(frozen=True)
 class Axes:
-    """The time and frequency axes of a map: frame ``i`` is centred on ``times[i]`` s, bin ``k`` on ``freqs[k]`` Hz.
+    """The time and frequency axes of a map: frame ``i`` is centred on ``times[i]`` s, bin ``k`` on
+    ``freqs[k]`` Hz.
 
     >>> axes = Axes(StftConfig(), n_samples=16_000)
     >>> axes.shape, round(float(axes.times[-1]), 3), float(axes.freqs[-1])
@@ -119,7 +121,8 @@ class Stft:
         self.config = config or StftConfig()
 
     def __call__(self, wave: Wave) -> Spec:
-        """Transform ``(..., n)`` to ``(..., f, t)``; raises `ShapeError` on an empty or non-float input."""
+        """Transform ``(..., n)`` to ``(..., f, t)``; raises `ShapeError` on an empty or non-float
+        input."""
         check_wave(wave)
         flat = wave.reshape(-1, wave.shape[-1])
         spec = torch.stft(
@@ -141,8 +144,9 @@ class Stft:
         expected = Axes(self.config, length).shape
         if spec.shape[-2:] != expected or not spec.is_complex():
             raise ShapeError(
-                f"a waveform of {length} samples has a complex spectrum (..., {expected[0]}, {expected[1]}), "
-                f"got {tuple(spec.shape)} {spec.dtype}; pass the length that the spectrum was made from"
+                f"a waveform of {length} samples has a complex spectrum (..., {expected[0]}, "
+                f"{expected[1]}), got {tuple(spec.shape)} {spec.dtype}; "
+                "pass the length that the spectrum was made from"
             )
         flat = spec.reshape(-1, *expected)
         wave = torch.istft(

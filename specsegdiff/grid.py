@@ -254,8 +254,6 @@ def _order(block: Tensor) -> NDArray[np.uint32]:
 
 def _threshold(value: MapStore, count: int) -> tuple[int, int]:
     """Order of the ``count``-th highest value, and how many bins of that value the top holds."""
-    if count == 0:
-        return (1 << 32) - 1, 0
     high = np.zeros(1 << 16, np.int64)
     for _, block in value.blocks(BLOCK_FRAMES):
         if bool(block.isnan().any()):

@@ -1,4 +1,5 @@
-"""Save and load models: ``config.json`` beside ``model.safetensors``, never a pickle, never code from a file."""
+"""Save and load models: ``config.json`` beside ``model.safetensors``, never a pickle, never code
+from a file."""
 
 import dataclasses
 import hashlib
@@ -22,9 +23,11 @@ WEIGHTS_NAME = "model.safetensors"
 
 
 def save_model(model: nn.Module, folder: str | Path, *, half: bool = False) -> None:
-    """Write a model's configuration and tensors to ``folder``; with ``half``, floating tensors as float16.
+    """Write a model's configuration and tensors to ``folder``; with ``half``, floating tensors as
+    float16.
 
-    Each file is written to a temporary name and renamed. Raises `OutputError` where the folder cannot be written.
+    Each file is written to a temporary name and renamed. Raises `OutputError` where the folder
+    cannot be written.
     """
     from safetensors.torch import save
 
@@ -47,9 +50,11 @@ def save_model(model: nn.Module, folder: str | Path, *, half: bool = False) -> N
 def load_model(
     kind: type[Model], config_kind: type[Config], source: str | Path, *, revision: str | None = None
 ) -> Model:
-    """Load a model of class ``kind`` from a folder or a Hub id, tensors in float32, in evaluation mode.
+    """Load a model of class ``kind`` from a folder or a Hub id, tensors in float32, in evaluation
+    mode.
 
-    Raises `CheckpointError` where the checkpoint is missing, damaged, of another class or holds other tensors,
+    Raises `CheckpointError` where the checkpoint is missing, damaged, of another class or holds
+    other tensors,
     and `ConfigError` where its configuration has unknown, missing or invalid fields.
     """
     from safetensors import SafetensorError
@@ -87,8 +92,9 @@ def load_model(
     )
     if wrong:
         raise CheckpointError(
-            f"{folder / WEIGHTS_NAME} does not fit its {CONFIG_NAME}: {len(wrong)} tensors are missing, unknown or "
-            f"of another shape, first {wrong[0]!r}; restore the pair of files that was saved together"
+            f"{folder / WEIGHTS_NAME} does not fit its {CONFIG_NAME}: {len(wrong)} tensors "
+            f"are missing, unknown or of another shape, first {wrong[0]!r}; "
+            "restore the pair of files that was saved together"
         )
     model.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()})
     return model.eval()
@@ -104,9 +110,11 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def from_dict(kind: type[Config], values: Any, *, where: str) -> Config:
-    """Build a configuration dataclass from plain data, nested ones too; every field must be there, and no other.
+    """Build a configuration dataclass from plain data, nested ones too; every field must be there,
+    and no other.
 
-    Raises `ConfigError` that names the field. Only classes named in annotations are built: a file names none.
+    Raises `ConfigError` that names the field. Only classes named in annotations are built: a file
+    names none.
     """
     if not isinstance(values, dict):
         raise ConfigError(
@@ -133,15 +141,22 @@ def _typed(hint: Any, value: Any, *, where: str) -> Any:
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
         if len(kinds) == len(value):
             return tuple(_typed(k, v, where=where) for k, v in zip(kinds, value, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        key, inner_kind = typing.get_args(hint)
+        return {
+            _typed(key, k, where=where): _typed(inner_kind, v, where=where)
+            for k, v in value.items()
+        }
     elif origin is typing.Literal:
         if any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
             return value
     elif origin in (typing.Union, types.UnionType):
-        for inner_hint in typing.get_args(hint):
-            if inner_hint is type(None) and value is None:
-                return None
-            if inner_hint is not type(None) and value is not None:
-                return _typed(inner_hint, value, where=where)
+        kinds = typing.get_args(hint)
+        if value is None and type(None) in kinds:
+            return None
+        exact = [k for k in kinds if k in (bool, int, float, str) and type(value) is k]
+        others = [k for k in kinds if k is not type(None)]
+        return _typed((exact or others)[0], value, where=where)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif hint in (int, bool, str) and type(value) is hint:
@@ -150,7 +165,8 @@ def _typed(hint: Any, value: Any, *, where: str) -> Any:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file to a temporary name in its folder and rename it; nothing half-written stays behind."""
+    """Write a file to a temporary name in its folder and rename it; nothing half-written stays
+    behind."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -168,7 +184,7 @@ def _resolve(source: str | Path, *, revision: str | None) -> Path:
         return folder
     if isinstance(source, Path) or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"no folder {folder}; pass a folder that save_pretrained wrote, or a hub id 'owner/name'"
+            f"no folder {folder}; pass one that save_pretrained wrote, or a hub id 'owner/name'"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -179,6 +195,6 @@ def _resolve(source: str | Path, *, revision: str | None) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{source!r} is no folder here and could not be fetched from the hub ({type(error).__name__}); "
-            "check the name and the connection, or pass a folder"
+            f"{source!r} is no folder here and could not be fetched from the hub "
+            f"({type(error).__name__}); check the name and the connection, or pass a folder"
         ) from error

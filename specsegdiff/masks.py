@@ -1,7 +1,10 @@
-"""Ground truth: from a real/vocoded pair of magnitudes to the mask of the bins that synthesis changed most.
+"""Ground truth: from a real/vocoded pair of magnitudes to the mask of the bins that synthesis
+changed most.
 
-The recipe is that of arXiv 2506.03425 as far as it is public: both magnitude spectrograms are smoothed,
-their relative difference is taken, and the bins above its 95 % quantile are the mask. What the paper leaves
+The recipe is that of arXiv 2506.03425 as far as it is public: both magnitude spectrograms are
+smoothed,
+their relative difference is taken, and the bins above its 95 % quantile are the mask. What the
+paper leaves
 open is a field of `MaskConfig`.
 """
 
@@ -18,7 +21,8 @@ from specsegdiff.shapes import Map, Mask, check_map, check_same_shape, is_finite
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """The recipe's switches; the defaults are the published values under their most likely reading."""
+    """The recipe's switches; the defaults are the published values under their most likely
+    reading."""
 
     frames: int = 3
     "Taps of the Gaussian along time (the paper's kernel is '3 x 11'); 1 switches smoothing off."
@@ -31,9 +35,11 @@ class MaskConfig:
     spread_is: Literal["variance", "deviation"] = "variance"
     "Whether the widths are variances (sigma squared) or standard deviations (sigma)."
     domain: Literal["linear", "log"] = "linear"
-    "'linear': |F - R| / (R + floor), Eq. 2; 'log': |log(F + floor) - log(R + floor)|, where loss weighs like gain."
+    """'linear': |F - R| / (R + floor), Eq. 2; 'log': |log(F + floor) - log(R + floor)|, where loss
+    weighs like gain."""
     floor: float = 1e-8
-    "Added to the denominator (linear) or to both magnitudes (log); larger values quieten near-silent bins."
+    """Added to the denominator (linear) or to both magnitudes (log); larger values quieten
+    near-silent bins."""
     quantile: float = 0.95
     "Bins above this quantile of the difference, over all bins of the recording, are foreground."
 
@@ -78,7 +84,8 @@ def gaussian_taps(size: int, spread: float, *, spread_is: str = "variance") -> T
 
 
 def smooth(magnitude: Map, config: MaskConfig | None = None) -> Map:
-    """Smooth ``(..., f, t)`` with the separable Gaussian of the recipe; borders repeat the edge bin."""
+    """Smooth ``(..., f, t)`` with the separable Gaussian of the recipe; borders repeat the edge
+    bin."""
     config = config or MaskConfig()
     check_map(magnitude, name="magnitude")
     bins, frames = magnitude.shape[-2:]
@@ -95,9 +102,11 @@ def smooth(magnitude: Map, config: MaskConfig | None = None) -> Map:
 
 
 def difference(real: Map, fake: Map, config: MaskConfig | None = None) -> Map:
-    """Difference of two linear magnitudes ``(..., f, t)`` after smoothing, relative to the real one (Eq. 2).
+    """Difference of two linear magnitudes ``(..., f, t)`` after smoothing, relative to the real
+    one (Eq. 2).
 
-    Raises `ShapeError` where the shapes differ or a value is negative or not finite. Match levels and align
+    Raises `ShapeError` where the shapes differ or a value is negative or not finite. Match levels
+    and align
     first: a level is no artifact, and one frame of delay is one everywhere.
     """
     config = config or MaskConfig()
@@ -124,17 +133,21 @@ def ground_truth(
 ) -> Mask:
     """Mask of the bins that differ most between two linear magnitudes ``(..., f, t)``.
 
-    ``valid`` restricts the quantile and the mask to some bins, such as the `shared_band` of band-limited
-    material, where everything above the band would win otherwise. Ties at the quantile count by `top_share`.
+    ``valid`` restricts the quantile and the mask to some bins, such as the `shared_band` of
+    band-limited
+    material, where everything above the band would win otherwise. Ties at the quantile count by
+    `top_share`.
     """
     config = config or MaskConfig()
     return top_share(difference(real, fake, config), share=config.share, valid=valid)
 
 
 def top_share(value: Map, *, share: float = 0.05, valid: Mask | None = None) -> Mask:
-    """Mask of the ``share`` of bins with the highest value: exactly ``round(share * bins)`` in each item.
+    """Mask of the ``share`` of bins with the highest value: exactly ``round(share * bins)`` in
+    each item.
 
-    Ties go to the lower index in ``(f, t)`` order, so a constant map still gives the full count. With
+    Ties go to the lower index in ``(f, t)`` order, so a constant map still gives the full count.
+    With
     ``valid``, shares count the valid bins, and no other bin is chosen. Raises `ShapeError` on NaN.
 
     >>> top_share(torch.tensor([[[0.0, 3.0], [2.0, 1.0]]]), share=0.5)
@@ -177,7 +190,8 @@ def _top_count(row: Tensor, count: int) -> Tensor:
 
 
 def shared_band(mask_like: Map, *, band_hz: float, hertz_per_bin: float) -> Mask:
-    """Mask ``(..., f, t)`` of the bins up to ``band_hz`` (inclusive), the band that both members of a pair carry."""
+    """Mask ``(..., f, t)`` of the bins up to ``band_hz`` (inclusive), the band that both members
+    of a pair carry."""
     if not band_hz > 0:
         raise ConfigError(f"band_hz must be positive, got {band_hz!r}")
     inside = torch.arange(mask_like.shape[-2], device=mask_like.device) * hertz_per_bin <= band_hz
@@ -185,9 +199,11 @@ def shared_band(mask_like: Map, *, band_hz: float, hertz_per_bin: float) -> Mask
 
 
 def margin_map(value: Map, *, share: float = 0.05, valid: Mask | None = None) -> Map:
-    """Log of a non-negative difference ``(f, t)`` over its quantile: at least 0 inside the mask, below 0 outside.
+    """Log of a non-negative difference ``(f, t)`` over its quantile: at least 0 inside the mask,
+    below 0 outside.
 
-    The mask with its confidence: a bin just above the quantile has a margin near 0. Bins outside ``valid`` are NaN.
+    The mask with its confidence: a bin just above the quantile has a margin near 0. Bins outside
+    ``valid`` are NaN.
     """
     inside = value[valid] if valid is not None else value.flatten()
     threshold = inside.topk(max(1, round(share * len(inside)))).values[-1]

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MAX_COLUMNS = 2000
 "Columns of a picture; longer maps are max-pooled in time, so that a short artifact stays visible."
 
+MAX_LABELS = 10
+"Regions named in the picture, the strongest; more names would hide what they name."
+
 RANGE_DB = 80.0
 "Decibels below the loudest bin that the spectrogram shows."
 
@@ -53,11 +56,11 @@ def explanation_figure(
     _draw_wave(panels[0], wave, axes)
     picture = _show(panels[1], level, axes, cmap="gray_r", vmin=-RANGE_DB, vmax=0)
     _bar(figure, picture, bars[1], "level (dB)")
-    # a colour that is transparent where there is no heat leaves the speech below readable
-    _show(panels[1], np.ones_like(hot), axes, cmap="autumn", vmin=0, vmax=2.5, alpha=0.75 * hot)
+    # transparent where there is little heat, so that the speech below stays readable
+    _show(panels[1], np.ones_like(hot), axes, cmap="autumn", vmin=0, vmax=2.5, alpha=0.8 * hot**2)
     _outline(panels[1], inside, axes)
-    for region in regions:
-        _label(panels[1], region)
+    for region in regions[:MAX_LABELS]:
+        _label(panels[1], region, axes)
     _bar(figure, _show(panels[2], hot, axes, cmap="magma", vmin=0, vmax=1), bars[2], "heat")
     top = max(float(unsure.max()), 1e-6)
     _bar(
@@ -176,10 +179,11 @@ def _outline(panel: "Panel", inside: NDArray[np.float32], axes: Axes) -> None:
         panel.contour(times, freqs, inside, levels=[0.5], colors=colour, linewidths=width)
 
 
-def _label(panel: "Panel", region: Region) -> None:
+def _label(panel: "Panel", region: Region, axes: Axes) -> None:
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
-    middle = ((region.t0 + region.t1) / 2, (region.f0 + region.f1) / 2)
-    panel.annotate(region.id, middle, fontsize="x-small", ha="center", va="center", bbox=box)
+    # above the region, or as high as the panel allows
+    place = ((region.t0 + region.t1) / 2, min(region.f1, 0.93 * axes.extent[3]))
+    panel.annotate(region.id, place, fontsize="x-small", ha="center", va="bottom", bbox=box)
 
 
 def _draw_wave(panel: "Panel", wave: MapStore, axes: Axes) -> None:

@@ -1,8 +1,9 @@
 """Draws from a diffusion segmenter: the condition is encoded once, and each draw owns its seed."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,8 @@ from specsegdiff.errors import ConfigError
 from specsegdiff.shapes import Map
 
 NOISE_BLOCK = 64
-"""Grid columns of starting noise that share a generator, so that windows of one recording agree on it."""
+"""Grid columns of starting noise that share a generator, so that windows of one recording agree on
+it."""
 
 
 class Segmenter(Protocol):
@@ -28,7 +30,7 @@ class Segmenter(Protocol):
         """Encode a condition ``(b, f, t)``."""
 
     def denoise(self, x: Tensor, step: Tensor, encoded: Tensor) -> Tensor:
-        """Predict on the grid ``(b, c, f, t)``."""
+        """Predict on the grid ``(b, c, f, t)``; all items are at one ``step`` ``(1,)``."""
 
     def clean(self, prediction: Tensor) -> Tensor:
         """Clean mask of a ``sample`` prediction."""
@@ -42,7 +44,7 @@ class Segmenter(Protocol):
 
 @dataclass(frozen=True)
 class Draws:
-    """Mean and standard deviation over the draws, ``(b, f, t)`` in [0, 1] and [0, 0.5]."""
+    """Mean and standard deviation over the draws, ``(..., f, t)`` in [0, 1] and [0, 0.5]."""
 
     mean: Map
     spread: Map
@@ -54,99 +56,109 @@ def sample(
     condition: Map,
     *,
     draws: int | None = None,
-    steps: int | None = None,
-    sampler: str | None = None,
-    seed: int = 0,
     items: Sequence[str] | None = None,
-    first_column: int = 0,
-    chunk: int = 8,
-    dtype: torch.dtype = torch.float32,
-    progress: Callable[[int], object] | None = None,
+    **options: Any,
 ) -> Draws:
     """Draw masks for conditions ``(b, f, t)`` and return their mean and spread.
 
-    The condition is encoded once per item, never per step or draw. The noise of a draw depends on ``seed``,
-    the item's name (its place in ``items``, by default "0") and the draw's index only: ``chunk`` (draws per
-    network call), batch size and order change no number on a CPU. ``first_column`` tells where on the grid of a
-    longer recording the condition starts. ``dtype`` is the networks' precision. ``progress`` is called with the draws advanced by one step after each
-    network call. Raises `ConfigError` on counts below one, or more steps than the model was trained for.
+    The noise of a draw depends on the seed, the item's name (its place in ``items``, by default
+    "0") and the draw's index only, never on batch size or order. ``options`` are those of
+    `draw_masks`. Raises `ConfigError` on counts below one, or more steps than were trained.
     """
-    config = model.config
-    draws, steps = draws or config.draws, steps or config.steps
-    for name, value, top in (
-        ("draws", draws, None),
-        ("steps", steps, config.train_steps),
-        ("chunk", chunk, None),
-    ):
-        if value < 1 or (top is not None and value > top):
-            raise ConfigError(f"{name} must lie between 1 and {top or 'any'}, got {value}")
+    draws = model.config.draws if draws is None else draws
+    _check_count(draws, name="draws")
     names = ["0"] * len(condition) if items is None else list(items)
     if len(names) != len(condition):
         raise ConfigError(
             f"got {len(names)} item names for {len(condition)} conditions; pass one for each"
         )
-    with torch.autocast(condition.device.type, dtype, enabled=dtype is not torch.float32):
-        results = [
-            _sample_one(
-                model, one[None], name, draws, steps, sampler, seed, first_column, chunk, progress
-            )
-            for one, name in zip(condition, names, strict=True)
-        ]
-    return Draws(torch.cat([r.mean for r in results]), torch.cat([r.spread for r in results]))
+    results = [
+        moments(draw_masks(model, one, range(draws), item=name, **options))
+        for one, name in zip(condition, names, strict=True)
+    ]
+    return Draws(torch.stack([r.mean for r in results]), torch.stack([r.spread for r in results]))
 
 
-def _sample_one(
+def moments(chunks: Iterable[Float[Tensor, "d f t"]]) -> Draws:
+    """Mean and standard deviation ``(f, t)`` over draws that come in chunks."""
+    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for chunk in chunks:
+        # draw by draw: a sum over the chunk would round by how draws are chunked
+        for draw in chunk.double():
+            total, squares = total + draw, squares + draw.square()
+        count += len(chunk)
+    mean = total / count
+    return Draws(mean.float(), (squares / count - mean.square()).clamp_min(0).sqrt().float())
+
+
+@torch.inference_mode()
+def draw_masks(
     model: Segmenter,
-    condition: Map,
-    item: str,
-    draws: int,
-    steps: int,
-    sampler: str | None,
-    seed: int,
-    first_column: int,
-    chunk: int,
-    progress: Callable[[int], object] | None,
-) -> Draws:
+    condition: Float[Tensor, "f t"],
+    indices: Sequence[int],
+    *,
+    steps: int | None = None,
+    sampler: str | None = None,
+    seed: int = 0,
+    item: str = "0",
+    first_column: int = 0,
+    chunk: int = 8,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[Float[Tensor, "d f t"]]:
+    """Yield the draws ``indices`` of one condition in chunks ``(d, f, t)`` in [0, 1].
+
+    The condition is encoded once, never per step or draw. ``chunk`` draws, at least two, share a
+    network call; a last one joins the call before it. ``first_column`` tells where on the grid
+    of a longer recording the condition starts. ``dtype`` is the networks' precision. ``progress``
+    is called with the number of draws after each step of a chunk.
+    """
+    config = model.config
+    steps = config.steps if steps is None else steps
+    _check_count(steps, name="steps", at_most=config.train_steps)
+    _check_count(chunk, name="chunk")
+    if not isinstance(seed, int):
+        raise ConfigError(f"seed must be an integer, got {seed!r}; the noise hangs on it exactly")
     frames = condition.shape[-1]
-    encoded = model.encode(condition)
-    shape = (model.config.patch[0] * model.config.patch[1], *model.grid(frames))
-    total = torch.zeros(condition.shape, dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for start in range(0, draws, chunk):
-        ids = range(start, min(start + chunk, draws))
+    shape = (config.patch[0] * config.patch[1], *model.grid(frames))
+    device = condition.device.type
+    with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
+        encoded = model.encode(condition[None])
+    # PyTorch convolves a small lone item with another kernel than a batch: no draw rides alone
+    starts = [i for i in range(0, len(indices), max(2, chunk)) if i == 0 or i < len(indices) - 1]
+    for start, stop in pairwise([*starts, len(indices)]):
+        some = indices[start:stop]
         noise = torch.stack(
-            [starting_noise(seed, item, d, shape, first_column=first_column) for d in ids]
+            [starting_noise(seed, item, d, shape, first_column=first_column) for d in some]
         )
-        generators = [_generator(seed, item, d, "steps", first_column) for d in ids]
-        scale = model.config.mask_scale
-        x = denoise_chunk(model, noise.to(encoded), encoded, steps, sampler, generators, progress)
-        value = (model.unfold(x, frames=frames).double().cpu() / scale + 1).div(2).clamp(0, 1)
-        total += value.sum(dim=0)
-        squares += value.square().sum(dim=0)
-    mean = total / draws
-    spread = (squares / draws - mean.square()).clamp_min(0).sqrt()
-    return Draws(mean.float(), spread.float())
+        if config.deterministic:
+            noise.zero_()
+        generators = [_generator(seed, item, d, "steps", first_column) for d in some]
+        with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
+            x = _denoise(model, noise, encoded, steps, sampler, generators, progress)
+        clean = model.unfold(x, frames=frames).cpu()
+        yield (clean / config.mask_scale + 1).div(2).clamp(0, 1)
 
 
-def denoise_chunk(
+def _denoise(
     model: Segmenter,
     noise: Float[Tensor, "d c f t"],
     encoded: Float[Tensor, "1 c f t"],
     steps: int,
     sampler: str | None,
-    generators: Sequence[torch.Generator],
+    generators: list[torch.Generator],
     progress: Callable[[int], object] | None,
 ) -> Float[Tensor, "d c f t"]:
-    """Run the reverse diffusion of several draws that share one encoded condition."""
     scheduler = model.scheduler(sampler=sampler)
     scheduler.set_timesteps(steps)
-    x = noise.contiguous(memory_format=torch.channels_last)
+    x = noise.to(encoded.device).contiguous(memory_format=torch.channels_last)
     shared = encoded.expand(len(x), -1, -1, -1).contiguous(memory_format=torch.channels_last)
     for step in scheduler.timesteps:
-        prediction = model.denoise(x, step.expand(len(x)).to(x.device), shared).float()
+        # one step for all draws: a matrix product rounds by how many rows it has
+        prediction = model.denoise(x, step[None].to(x.device), shared).float()
         if model.config.prediction == "sample":
             prediction = model.clean(prediction)
-        x = scheduler.step(prediction, step, x.float(), generator=list(generators)).prev_sample
+        x = scheduler.step(prediction, step, x, generator=generators).prev_sample
         if progress is not None:
             progress(len(x))
     return x
@@ -157,7 +169,8 @@ def starting_noise(
 ) -> Float[Tensor, "c f t"]:
     """Gaussian noise ``(c, f, t)`` of one draw for grid columns from ``first_column`` on.
 
-    Blocks of `NOISE_BLOCK` columns have a generator each, so any window of a recording sees the same noise.
+    Blocks of `NOISE_BLOCK` columns have a generator each, so any window of a recording sees the
+    same noise.
     """
     channels, rows, columns = shape
     first, last = first_column // NOISE_BLOCK, (first_column + columns - 1) // NOISE_BLOCK
@@ -172,12 +185,19 @@ def starting_noise(
 
 
 def fastest_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the device computes with it, float32 elsewhere; asked of the device, not assumed."""
+    """bfloat16 where the device computes with it, float32 elsewhere; asked of the device, not
+    assumed."""
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if torch.device(device).type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.bfloat16
     return torch.float32
+
+
+def _check_count(value: int, *, name: str, at_most: int | None = None) -> None:
+    if not isinstance(value, int) or value < 1 or (at_most is not None and value > at_most):
+        domain = "at least 1" if at_most is None else f"between 1 and {at_most}"
+        raise ConfigError(f"{name} must be an integer, {domain}, got {value!r}")
 
 
 def _generator(seed: int, item: str, draw: int, purpose: str, block: int) -> torch.Generator:

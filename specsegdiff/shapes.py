@@ -1,6 +1,7 @@
 """Axis letters and array kinds that the whole library shares.
 
-One letter per axis, everywhere: ``b`` item of a batch, ``n`` sample, ``f`` frequency bin, ``t`` frame,
+One letter per axis, everywhere: ``b`` item of a batch, ``n`` sample, ``f`` frequency bin, ``t``
+frame,
 ``d`` draw, ``c`` channel, ``k`` class.
 """
 
@@ -39,7 +40,8 @@ def check_wave(wave: Tensor) -> None:
         )
     if wave.ndim == 0 or wave.shape[-1] == 0:
         raise ShapeError(
-            f"expected a waveform (..., n) with n >= 1, got shape {tuple(wave.shape)}; pass at least one sample"
+            f"expected a waveform (..., n) with n >= 1, got shape {tuple(wave.shape)}; "
+            "pass at least one sample"
         )
 
 

@@ -89,15 +89,14 @@ def test_levels_of_frames_do_not_matter():
     assert torch.equal(dtw_path(real, fake), dtw_path(real * 100, fake * gain))
 
 
-def test_log_domain_hears_the_quiet_bins():
-    # bins 1 and 2 are 60 dB down: of no weight beside bin 0 on a linear scale, of some on a log one
-    loud, quiet = 1.0, 1e-3
-    one = torch.tensor([loud, quiet, 0.0, 0.0])
-    other = torch.tensor([loud, 0.0, quiet, quiet])
-    real = torch.stack([one, other], dim=1)
-    fake = torch.stack([one, one, one, other], dim=1)
-    expected = [[0, 0], [0, 1], [0, 2], [1, 3]]
-    assert dtw_path(real, fake, domain="log").tolist() == expected
+def test_the_domain_decides_whether_loud_or_quiet_bins_count():
+    # the middle frame has the loud bins of the first real one and the quiet bins of the second
+    first = torch.tensor([1.0, 0.5, 0.01, 0.0])
+    second = torch.tensor([0.5, 1.0, 0.0, 0.01])
+    middle = torch.tensor([1.0, 0.5, 0.0, 0.01])
+    real, fake = torch.stack([first, second], 1), torch.stack([first, middle, second], 1)
+    assert dtw_path(real, fake, domain="linear").tolist() == [[0, 0], [0, 1], [1, 2]]
+    assert dtw_path(real, fake, domain="log").tolist() == [[0, 0], [1, 1], [1, 2]]
 
 
 def test_dtype_and_values_are_those_of_the_real_map():

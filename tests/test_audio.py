@@ -53,7 +53,7 @@ def rms(wave: torch.Tensor) -> float:
 # Resampling
 
 
-@pytest.mark.parametrize("rate", [44_100, 48_000, 22_050, 8_000, 11_025, 44_101, 1_000, 384_000])
+@pytest.mark.parametrize("rate", [44_100, 48_000, 22_050, 8_000, 11_025, 12_347, 1_000, 384_000])
 def test_blocks_of_a_file_resample_like_the_whole_signal_at_once(tmp_path, monkeypatch, rate):
     """Oracle: scipy's resample_poly over the whole signal, with the documented filter."""
     monkeypatch.setattr(audio_module, "_BLOCK", 700)
@@ -237,6 +237,15 @@ def test_streamed_headers_without_a_length_are_read_to_the_end(tmp_path):
         command = ["ffmpeg", "-v", "error", "-i", source, "-bitexact", "-f", kind, "-"]
         piped = subprocess.run(command, capture_output=True, check=True).stdout
         assert torch.equal(load_audio(piped), load_audio(source)), kind
+
+
+@needs_ffmpeg
+def test_extensible_float_w64_is_not_taken_for_integers(tmp_path):
+    """libsndfile 1.2.2 reads the floats of such a file as 32-bit integers."""
+    source, path = written(tmp_path), tmp_path / "take.w64"
+    command = ["ffmpeg", "-v", "error", "-i", source, "-c:a", "pcm_f32le", path]
+    subprocess.run(command, check=True)
+    assert torch.equal(load_audio(path), load_audio(source))
 
 
 def test_torchcodec_comes_before_ffmpeg(tmp_path, monkeypatch):

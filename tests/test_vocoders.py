@@ -166,9 +166,9 @@ def test_fewer_mel_bands_lose_more(wave):
     assert corr[0] < corr[1] < corr[2]
 
 
-def test_nonnegative_least_squares_keep_the_mel_spectrogram(wave):
-    # A clipped pseudo-inverse puts energy back wherever it cut a negative value.
-    assert inconsistency(GriffinLim(inverse="nnls"), wave) < 0.15
+def test_nonnegative_least_squares_keep_the_mel_spectrogram_better_than_a_clipped_inverse(wave):
+    # Measured 0.058 and 0.076: cutting the negative values of the pseudo-inverse adds energy.
+    assert inconsistency(GriffinLim(inverse="nnls"), wave) < inconsistency(GriffinLim(), wave)
 
 
 def test_lpc_copies_the_spectral_envelope_of_a_known_resonator():

@@ -87,6 +87,8 @@ def from_file(path: Path, name: str, cleanup: ExitStack) -> Opened:
         return _from_other_decoders(path, name, cleanup, reason=str(error))
     if file.frames >= _UNKNOWN_FRAMES:  # a streamed FLAC, at whose end soundfile fails
         return _from_other_decoders(path, name, cleanup, reason="the header gives no length")
+    if "IEEE float" in file.extra_info and file.subtype == "PCM_32":  # in W64, a libsndfile bug
+        return _from_other_decoders(path, name, cleanup, reason="floats taken for integers")
     for claim, real in _CLAIM.findall(file.extra_info):
         if int(claim) > int(real) + 1 and int(claim) not in _UNKNOWN_SIZE:
             raise _damaged(name, f"the header says {claim} bytes, {real} are there")
@@ -113,10 +115,11 @@ def _from_other_decoders(path: Path, name: str, cleanup: ExitStack, *, reason: s
     if program is None:
         tried.append("ffmpeg: not installed")
     else:
-        out = _temporary(cleanup) / "decoded.w64"
+        out = _temporary(cleanup) / "decoded.wav"
         # The whitelist keeps playlists off the network; -xerror turns damage into failure.
         command = [program, "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file"]
-        command += ["-i", f"file:{path.absolute()}", "-map", "0:a:0", "-c:a", "pcm_f32le", str(out)]
+        command += ["-i", f"file:{path.absolute()}", "-map", "0:a:0"]
+        command += ["-c:a", "pcm_f32le", "-rf64", "auto", str(out)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         if done.returncode == 0 and out.exists():
             return _from_soundfile(cleanup.enter_context(sf.SoundFile(out)), name)

@@ -117,9 +117,7 @@ def from_array(source: object, sample_rate: int | None, name: str) -> Opened:
     if array.ndim == 2 and array.shape[0] < array.shape[1]:
         array = array.T
     if array.dtype.kind == "f":
-        with np.errstate(
-            over="ignore"
-        ):  # a long double too large becomes an infinity, then an error
+        with np.errstate(over="ignore"):  # too large a long double is an infinity, refused below
             array = array.astype(np.float64, copy=False)
         check_values([array], name)
     else:

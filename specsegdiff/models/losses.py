@@ -1,4 +1,5 @@
-"""What a segmenter is trained on: one noised mask per item, and the loss of the denoiser's prediction."""
+"""What a segmenter is trained on: one noised mask per item, and the loss of the denoiser's
+prediction."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,16 +16,20 @@ from specsegdiff.shapes import Map
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss; the defaults are SegDiff's: squared error of the noise at uniform steps."""
+    """Weights of the loss; the defaults are SegDiff's: squared error of the noise at uniform
+    steps."""
 
     pure_noise: float = 0.0
-    "Share of items trained at the last step, where only the condition tells anything; the others are uniform."
+    """Share of items trained at the last step, where only the condition tells anything; the others
+    are uniform."""
     softness: float = 0.0
-    "Width, in nats of the difference over its quantile, of a soft label around the quantile; 0 is a hard mask."
+    """Width, in nats of the difference over its quantile, of a soft label around the quantile; 0
+    is a hard mask."""
     dice: float = 0.0
     "Weight of the soft Dice loss beside cross-entropy ('sample' prediction only)."
     reduction: Literal["sum", "mean"] = "sum"
-    "Over the bins of an item; SegDiff's published code sums, which ties the learning rate to the image size."
+    """Over the bins of an item; SegDiff's published code sums, which ties the learning rate to the
+    image size."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.pure_noise <= 1 or self.softness < 0 or self.dice < 0:
@@ -47,7 +52,8 @@ def diffusion_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one batch and its parts by name.
 
-    ``condition`` and ``margin`` are ``(b, f, t)``; the margin is the log of the difference over its quantile,
+    ``condition`` and ``margin`` are ``(b, f, t)``; the margin is the log of the difference over
+    its quantile,
     positive inside the mask (`margin_map`), NaN where a bin does not count.
     """
     valid = ~margin.isnan()
@@ -55,10 +61,16 @@ def diffusion_loss(
     mask = (margin >= 0).to(condition.dtype)
     frames = condition.shape[-1]
     clean = model.fold(model.config.mask_scale * (2 * mask - 1))
-    step = draw_steps(len(condition), model.config.train_steps, config, generator=generator)
     noise = torch.randn(clean.shape, generator=generator).to(clean)
-    noised = model.scheduler().add_noise(clean, noise, step.to(clean.device))
-    prediction = model.denoise(noised, step.to(clean.device), model.encode(condition))
+    if model.config.deterministic:
+        step = torch.full((len(condition),), model.config.train_steps - 1, device=clean.device)
+        noised = torch.zeros_like(clean)
+    else:
+        step = draw_steps(len(condition), model.config.train_steps, config, generator=generator).to(
+            clean.device
+        )
+        noised = model.scheduler().add_noise(clean, noise, step)
+    prediction = model.denoise(noised, step, model.encode(condition))
     output = model.unfold(prediction, frames=frames).float()
     if model.config.prediction == "epsilon":
         squares = (output - model.unfold(noise, frames=frames)).square() * valid

@@ -1,4 +1,5 @@
-"""Residual-in-residual dense blocks: the network that encodes the condition (ESRGAN, as SegDiff uses it)."""
+"""Residual-in-residual dense blocks: the network that encodes the condition (ESRGAN, as SegDiff
+uses it)."""
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +37,13 @@ class RRDB(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """Condition encoder: ``(b, in, f, t)`` to ``(b, out, f, t)`` at one resolution, without normalisation.
+    """Condition encoder: ``(b, in, f, t)`` to ``(b, out, f, t)`` at one resolution, without
+    normalisation.
 
-    Source: SegDiff (arXiv 2112.00390), which keeps ESRGAN's trunk and drops its upsampling. ``rows``, where
-    given, adds a learned vector to each frequency row before the trunk: a departure, since convolutions alone
+    Source: SegDiff (arXiv 2112.00390), which keeps ESRGAN's trunk and drops its upsampling.
+    ``rows``, where
+    given, adds a learned vector to each frequency row before the trunk: a departure, since
+    convolutions alone
     know frequency only from the border.
     """
 
@@ -55,14 +59,15 @@ class RRDBNet(nn.Module):
     ) -> None:
         super().__init__()
         self.first = nn.Conv2d(in_channels, features, 3, padding=1)
-        self.rows = nn.Parameter(torch.zeros(1, features, rows, 1)) if rows else None
+        self.rows = nn.Parameter(0.5 * torch.randn(1, features, rows, 1)) if rows else None
         self.trunk = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
         self.trunk_out = nn.Conv2d(features, features, 3, padding=1)
         self.refine = nn.Conv2d(features, features, 3, padding=1)
         self.last = nn.Conv2d(features, out_channels, 3, padding=1)
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Encode ``(b, in, f, t)``; it depends on neither the step nor the draw, so one call serves them all."""
+        """Encode ``(b, in, f, t)``; it depends on neither the step nor the draw, so one call
+        serves them all."""
         x = self.first(condition)
         if self.rows is not None:
             x = x + self.rows

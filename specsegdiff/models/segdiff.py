@@ -1,6 +1,7 @@
 """SegDiff on spectrograms: a condition encoder, a denoiser, and the diffusion they are trained for.
 
-Sources: SegDiff (arXiv 2112.00390) for the networks and their junction; arXiv 2506.03425 for SpecSegDiff, where
+Sources: SegDiff (arXiv 2112.00390) for the networks and their junction; arXiv 2506.03425 for
+SpecSegDiff, where
 the condition is the log-magnitude spectrogram and the target is the mask of what synthesis changed.
 """
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegDiffConfig:
-    """Everything that shapes a SegDiff model; the defaults are the published configuration, preset ``paper``."""
+    """Everything that shapes a SegDiff model; the defaults are the published configuration, preset
+    ``paper``."""
 
     stft: StftConfig = field(default_factory=StftConfig)
     "Spectrogram that conditions the model and whose bins the mask marks."
@@ -51,9 +53,16 @@ class SegDiffConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     "The denoiser."
     prediction: Literal["epsilon", "sample"] = "epsilon"
-    "What the denoiser predicts: the noise, or the clean mask as logits (Pix2Seq-D, arXiv 2210.06366)."
+    """What the denoiser predicts: the noise, or the clean mask as logits (Pix2Seq-D, arXiv
+    2210.06366)."""
     mask_scale: float = 1.0
     "A mask bin is mapped to plus or minus this value; smaller values hide the mask at more steps."
+    scaled_input: bool = False
+    """Scales x_t by the signal's share of it, sqrt(alpha_bar), before the denoiser sees it: at the
+    last step x_t is noise alone, and a network that sees it must first learn to ignore it."""
+    deterministic: bool = False
+    """A control without diffusion: the same network, trained and run at the last step on zeros
+    instead of noise."""
     train_steps: int = 100
     "Length of the diffusion that the model is trained for."
     schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
@@ -97,16 +106,21 @@ class SegDiffConfig:
                 )
         if self.steps > self.train_steps:
             raise ConfigError(
-                f"SegDiffConfig.steps={self.steps} exceeds train_steps={self.train_steps}; use at most as many"
+                f"SegDiffConfig.steps={self.steps} exceeds train_steps={self.train_steps}; "
+                "use at most as many"
             )
 
 
 PRESETS: dict[str, SegDiffConfig] = {
     "paper": SegDiffConfig(),
-    # Departures from `paper`, each for speed on two CPU cores unless said otherwise: 8 x 4 patches, a smaller
-    # encoder and UNet, one residual block a level; attention and norm that never mix frames, so that long
-    # recordings have no seams; a learned frequency embedding; x0 prediction at input scale 0.3 on a cosine
-    # schedule, since a mask that shines through the noise teaches the network to ignore the condition.
+    # Departures from `paper`, each for speed on two CPU cores unless said otherwise: 8 x 4
+    # patches, a smaller
+    # encoder and UNet, one residual block a level; attention and norm that never mix frames, so
+    # that long
+    # recordings have no seams; a learned frequency embedding; x0 prediction at input scale 0.3 on
+    # a cosine
+    # schedule, since a mask that shines through the noise teaches the network to ignore the
+    # condition.
     "small": SegDiffConfig(
         rrdb_blocks=1,
         rrdb_features=32,
@@ -123,6 +137,7 @@ PRESETS: dict[str, SegDiffConfig] = {
         ),
         prediction="sample",
         mask_scale=0.3,
+        scaled_input=True,
         train_steps=1000,
         schedule="squaredcos_cap_v2",
         sampler="ddim",
@@ -146,6 +161,7 @@ PRESETS: dict[str, SegDiffConfig] = {
         ),
         prediction="sample",
         mask_scale=0.3,
+        scaled_input=True,
         schedule="squaredcos_cap_v2",
         sampler="ddim",
         steps=1,
@@ -153,10 +169,25 @@ PRESETS: dict[str, SegDiffConfig] = {
 }
 
 
+def alpha_bar(config: SegDiffConfig) -> Float[Tensor, " s"]:
+    """Share of the signal's power in x_t at each step, as diffusers' schedulers have it."""
+    steps = torch.arange(config.train_steps + 1, dtype=torch.float64) / config.train_steps
+    if config.schedule == "linear":
+        # 1000 / T keeps the total noise of the 1000-step schedule (improved diffusion, SegDiff)
+        scale = 1000 / config.train_steps
+        beta = torch.linspace(scale * 1e-4, scale * 0.02, config.train_steps, dtype=torch.float64)
+    else:
+        # improved diffusion, arXiv 2102.09672, Eq. 17
+        level = ((steps + 0.008) / 1.008 * torch.pi / 2).cos() ** 2
+        beta = (1 - level[1:] / level[:-1]).clamp_max(0.999)
+    return (1 - beta).cumprod(dim=0)
+
+
 class SpecSegDiff(nn.Module):
     """Diffusion segmenter conditioned on the log-magnitude spectrogram.
 
-    The networks see a padded grid of patches, ``(b, c, f', t')``; `condition`, `fold` and `unfold` go to and fro.
+    The networks see a padded grid of patches, ``(b, c, f', t')``; `condition`, `fold` and `unfold`
+    go to and fro.
 
     >>> model = SpecSegDiff.from_preset("tiny").eval()
     >>> encoded = model.encode(model.condition(torch.randn(1, 16_000)))
@@ -181,24 +212,28 @@ class SpecSegDiff(nn.Module):
             rows=self.grid(1)[0] if self.config.row_embedding else None,
         )
         self.unet = UNet(self.config.unet, in_channels=channels, out_channels=channels)
+        self.register_buffer("signal", alpha_bar(self.config).sqrt().float(), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Self:
-        """Build an untrained model from a preset, with fields of `SegDiffConfig` changed by name."""
+        """Build an untrained model from a preset, with fields of `SegDiffConfig` changed by
+        name."""
         if name not in PRESETS:
             raise ConfigError(f"no preset {name!r}; choose one of {sorted(PRESETS)}")
         return cls(replace(PRESETS[name], **changes))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
-        """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or `ConfigError`."""
+        """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or
+        `ConfigError`."""
         model = hub.load_model(cls, SegDiffConfig, source, revision=revision)
         model.name = Path(source).name
         return model
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as float16."""
+        """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as
+        float16."""
         hub.save_model(self, folder, half=half)
 
     # ------------------------------------------------------------------ wave to grid and back
@@ -221,7 +256,8 @@ class SpecSegDiff(nn.Module):
     def reach(self) -> int:
         """Frames on each side of a frame that its heat depends on.
 
-        Exact, by counting convolutions, where norm and attention never mix frames. Otherwise every frame depends
+        Exact, by counting convolutions, where norm and attention never mix frames. Otherwise every
+        frame depends
         on the whole window, and a fixed context of two seconds at the default axes is returned.
         """
         config = self.config
@@ -239,7 +275,8 @@ class SpecSegDiff(nn.Module):
         ).float()
 
     def condition(self, wave: Wave, *, gain: Tensor | None = None) -> Map:
-        """Normalised log-magnitude ``(b, f, t)`` of waveforms ``(b, n)``; ``gain`` overrides `level`."""
+        """Normalised log-magnitude ``(b, f, t)`` of waveforms ``(b, n)``; ``gain`` overrides
+        `level`."""
         check_wave(wave)
         gain = self.level(wave) if gain is None else gain
         return self.normalise(self.stft.magnitude(wave * gain[..., None]))
@@ -270,13 +307,15 @@ class SpecSegDiff(nn.Module):
         """Encode a condition ``(b, f, t)`` once for all steps and draws."""
         if condition.ndim != 3 or condition.shape[1] != self.config.stft.n_freqs:
             raise ShapeError(
-                f"expected a condition (b, {self.config.stft.n_freqs}, t), got {tuple(condition.shape)}; "
-                "make it with model.condition(wave)"
+                f"expected a condition (b, {self.config.stft.n_freqs}, t), "
+                f"got {tuple(condition.shape)}; make it with model.condition(wave)"
             )
         return self.encoder(self.fold(condition))
 
     def denoise(self, x: Tensor, step: Tensor, encoded: Tensor) -> Float[Tensor, "b c f t"]:
         """Prediction of the denoiser on the patch grid: noise, or the clean mask's logits."""
+        if self.config.scaled_input:
+            x = x * self.signal[step][:, None, None, None]
         return self.unet(x, step, encoded)
 
     def clean(self, prediction: Tensor) -> Tensor:
@@ -309,5 +348,6 @@ class SpecSegDiff(nn.Module):
         return DDIMScheduler(set_alpha_to_one=True, **shared)
 
     def forward(self, wave: Wave) -> Map:
-        """Heatmap ``(b, f, t)`` of waveforms ``(b, n)``, with the sampler of the configuration and seed 0."""
+        """Heatmap ``(b, f, t)`` of waveforms ``(b, n)``, with the sampler of the configuration and
+        seed 0."""
         return sample(self, self.condition(wave)).mean

@@ -1,4 +1,5 @@
-"""The denoiser: a UNet over (frequency, time) that knows the step and receives the encoded condition once."""
+"""The denoiser: a UNet over (frequency, time) that knows the step and receives the encoded
+condition once."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from specsegdiff.errors import ConfigError
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Size and kind of the UNet; the defaults are SegDiff's for 256-pixel images with 2 blocks per level."""
+    """Size and kind of the UNet; the defaults are SegDiff's for 256-pixel images with 2 blocks per
+    level."""
 
     channels: int = 128
     "Width of the first level; the condition is encoded to this many channels."
@@ -27,9 +29,11 @@ class UNetConfig:
     heads: int = 4
     "Attention heads."
     attention_axis: Literal["both", "frequency"] = "both"
-    "'both': over all positions; 'frequency': within each frame, which keeps the receptive field in time finite."
+    """'both': over all positions; 'frequency': within each frame, which keeps the receptive field
+    in time finite."""
     norm: Literal["group", "position"] = "group"
-    "'group': 32 groups over all positions; 'position': over channels at each position, blind to clip length."
+    """'group': 32 groups over all positions; 'position': over channels at each position, blind to
+    clip length."""
     dropout: float = 0.0
     "Probability of dropping a channel value inside the residual blocks."
 
@@ -42,7 +46,8 @@ class UNetConfig:
             "frequency",
         ):
             raise ConfigError(
-                "UNetConfig.norm must be 'group' or 'position' and attention_axis 'both' or 'frequency', "
+                """UNetConfig.norm must be 'group' or 'position' and attention_axis 'both' or
+                'frequency', """
                 f"got {self.norm!r} and {self.attention_axis!r}"
             )
         if self.norm == "group" and self.channels % 32:
@@ -63,7 +68,8 @@ class UNetConfig:
 
 
 class PositionNorm(nn.Module):
-    """Layer normalisation over the channels of each position: no statistic crosses time or frequency."""
+    """Layer normalisation over the channels of each position: no statistic crosses time or
+    frequency."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -98,7 +104,8 @@ def step_embedding(step: Tensor, channels: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, with the step embedding added in between; the last convolution starts at zero."""
+    """Norm, SiLU, convolution, twice, with the step embedding added in between; the last
+    convolution starts at zero."""
 
     def __init__(self, config: UNetConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -162,9 +169,11 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """Denoiser ``(x_t, step, condition) -> prediction``; both axes are padded inside to the coarsest stride.
+    """Denoiser ``(x_t, step, condition) -> prediction``; both axes are padded inside to the
+    coarsest stride.
 
-    The encoded condition ``(b, channels, f, t)`` is added once, after the first convolution, and that sum is
+    The encoded condition ``(b, channels, f, t)`` is added once, after the first convolution, and
+    that sum is
     the first skip (SegDiff, arXiv 2112.00390, Eq. 6).
     """
 
@@ -209,7 +218,8 @@ class UNet(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Input columns on each side that an output column depends on, where only convolutions mix columns."""
+        """Input columns on each side that an output column depends on, where only convolutions mix
+        columns."""
         top = len(self.config.multipliers) - 1
         # first and last convolution, two residual blocks in the middle
         columns = 2 + 4 * 2**top
@@ -222,7 +232,8 @@ class UNet(nn.Module):
         return columns
 
     def forward(self, x: Tensor, step: Tensor, condition: Tensor) -> Tensor:
-        """Predict from ``x`` ``(b, in, f, t)``, ``step`` ``(b,)`` and the encoded condition ``(b, c, f, t)``."""
+        """Predict from ``x`` ``(b, in, f, t)``, ``step`` ``(b,)`` and the encoded condition ``(b,
+        c, f, t)``."""
         bins, frames = x.shape[-2:]
         embedding = self.embed(step_embedding(step, self.config.channels).to(condition.dtype))
         h = self.first(x) + condition

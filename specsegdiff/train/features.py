@@ -1,4 +1,5 @@
-"""What a segmenter learns from: conditions and margins of pairs, cropped and equalised on the fly."""
+"""What a segmenter learns from: conditions and margins of pairs, cropped and equalised on the
+fly."""
 
 import hashlib
 from collections import defaultdict
@@ -31,7 +32,8 @@ class Item:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to training items; every change keeps the mask true, since it hits both members alike."""
+    """What is done to training items; every change keeps the mask true, since it hits both members
+    alike."""
 
     copies: int = 1
     "Extra copies of each pair with another speed and RawBoost noise, made once before training."
@@ -39,17 +41,17 @@ class AugmentConfig:
     "Copies are resampled by a factor within 1 +- speed."
     rawboost_share: float = 0.5
     "Share of the copies that get RawBoost, with identical noise for both members."
-    gain_db: float = 6.0
+    gain_db: float = 3.0
     "Standard deviation of a random gain of the crop, in dB."
-    tilt_db: float = 4.0
+    tilt_db: float = 2.0
     "Standard deviation of each cosine of a random smooth equaliser, in dB."
-    local_share: float = 0.3
+    local_share: float = 0.2
     "Share of the crops that come from local vocoders."
 
     def __post_init__(self) -> None:
         if self.copies < 0 or not 0 <= self.speed < 1 or min(self.gain_db, self.tilt_db) < 0:
             raise ConfigError(
-                f"AugmentConfig needs copies, gain_db, tilt_db >= 0 and speed in [0, 1), got {self!r}"
+                f"AugmentConfig needs copies, gain_db, tilt_db >= 0, speed in [0, 1), got {self!r}"
             )
         for name in ("rawboost_share", "local_share"):
             if not 0 <= getattr(self, name) <= 1:
@@ -66,7 +68,8 @@ def make_item(
     local: bool = False,
     change: Callable[[Tensor], Tensor] | None = None,
 ) -> Item:
-    """Condition and margin of a pair; ``change`` maps the stacked members ``(2, n)`` before anything else."""
+    """Condition and margin of a pair; ``change`` maps the stacked members ``(2, n)`` before
+    anything else."""
     members = torch.stack(load_pair(pair, config=model.config.stft))
     if change is not None:
         members = change(members)
@@ -91,7 +94,8 @@ def make_items(
     local: bool = False,
     warn: Callable[[str], object] = print,
 ) -> list[Item]:
-    """Items of all pairs and their augmented copies; a pair that cannot be read is skipped and told to ``warn``."""
+    """Items of all pairs and their augmented copies; a pair that cannot be read is skipped and
+    told to ``warn``."""
     model = SpecSegDiff(config)
     items = []
     for pair in pairs:
@@ -123,9 +127,11 @@ def _changer(augment: AugmentConfig, rng: np.random.Generator) -> Callable[[Tens
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Random crops of items: index ``i`` always gives the same crop, so a resumed run needs no state.
+    """Random crops of items: index ``i`` always gives the same crop, so a resumed run needs no
+    state.
 
-    Items are drawn with a weight that grows with their length and falls with the square root of their vocoder's
+    Items are drawn with a weight that grows with their length and falls with the square root of
+    their vocoder's
     total length, so that the commonest vocoders do not drown the rare ones.
     """
 
@@ -182,7 +188,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 def equaliser(bins: int, tilt_db: float, rng: np.random.Generator) -> np.ndarray:
-    """Random smooth gain in dB ``(bins,)``: six cosines over frequency whose size falls with their order."""
+    """Random smooth gain in dB ``(bins,)``: six cosines over frequency whose size falls with their
+    order."""
     place = np.linspace(0, np.pi, bins)
     order = np.arange(1, 7)
     size = rng.normal(0, tilt_db, 6) / order**0.5

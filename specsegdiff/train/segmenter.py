@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -42,7 +43,7 @@ class TrainConfig:
     "Frames a crop."
     learning_rate: float = 6e-4
     "Peak of the schedule."
-    warmup: int = 200
+    warmup: int = 100
     "Steps of linear warm-up before the cosine."
     weight_decay: float = 0.01
     "Of AdamW."
@@ -50,8 +51,10 @@ class TrainConfig:
     "Decay of the averaged weights that are saved."
     validate_every: int = 500
     "Steps between two measurements on val."
-    deterministic: bool = False
-    "Trains without diffusion: the same network at pure noise only, its noise set to zero (a control)."
+    stop: int | None = None
+    "Ends the run at this step of its schedule; null runs it to the end."
+    model: dict[str, str | int | float | bool] = field(default_factory=dict)
+    "Fields of `SegDiffConfig` to change in the preset, such as {deterministic: true}."
     seed: int = 0
     "Of weights, crops, noise and augmentation."
     precision: str = "bf16-mixed"
@@ -76,7 +79,8 @@ class TrainConfig:
 
 
 def read_config(path: str | Path, **changes: Any) -> TrainConfig:
-    """Read a run's YAML; fields that it omits take their defaults, unknown ones are a `ConfigError`."""
+    """Read a run's YAML; fields that it omits take their defaults, unknown ones are a
+    `ConfigError`."""
     import yaml
 
     path = Path(path)
@@ -90,16 +94,17 @@ def read_config(path: str | Path, **changes: Any) -> TrainConfig:
         raise ConfigError(
             f"{path}: expected the fields of TrainConfig, got {type(values).__name__}"
         )
-    nested = {"loss": LossConfig(), "masks": MaskConfig(), "augment": AugmentConfig()}
-    whole: dict[str, Any] = {
-        f.name: f.default
-        for f in dataclasses.fields(TrainConfig)
-        if f.default is not dataclasses.MISSING
-    }
-    whole |= {
-        name: dataclasses.asdict(default) | values.pop(name, {}) for name, default in nested.items()
-    }
-    return hub.from_dict(TrainConfig, whole | values | changes, where=str(path))
+    unset = [f for f in dataclasses.fields(TrainConfig) if f.name not in values]
+    whole = values | {f.name: f.default for f in unset if f.default is not dataclasses.MISSING}
+    whole.setdefault("model", {})
+    for name, defaults in (
+        ("loss", LossConfig()),
+        ("masks", MaskConfig()),
+        ("augment", AugmentConfig()),
+    ):
+        given = whole.get(name, {})
+        whole[name] = dataclasses.asdict(defaults) | given if isinstance(given, dict) else given
+    return hub.from_dict(TrainConfig, whole | changes, where=str(path))
 
 
 class SegmenterModule(L.LightningModule):
@@ -109,10 +114,11 @@ class SegmenterModule(L.LightningModule):
         super().__init__()
         self.config = config
         self.validation = validation
-        self.model = SpecSegDiff.from_preset(config.preset)
+        self.model = SpecSegDiff.from_preset(config.preset, **config.model)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """Loss of one batch; its noise depends on the seed and the step only, so a resumed run repeats it."""
+        """Loss of one batch; its noise depends on the seed and the step only, so a resumed run
+        repeats it."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step)
         condition, margin = batch
         loss, parts = diffusion_loss(
@@ -169,6 +175,12 @@ class SegmenterModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def moving_average(decay: float, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    """Exponential average whose decay rises to ``decay``, so that it forgets where it started."""
+    now = min(decay, (1 + int(count)) / (10 + int(count)))
+    return average + (1 - now) * (current - average)
+
+
 def train(
     config: TrainConfig, out: str | Path, *, resume: bool = False, accelerator: str = "auto"
 ) -> SpecSegDiff:
@@ -191,10 +203,10 @@ def train(
         module.model.config,
         config.augment,
         frames=config.frames,
-        count=config.steps * config.batch,
+        count=(config.stop or config.steps) * config.batch,
         seed=config.seed,
     )
-    average = EMAWeightAveraging(decay=config.ema)
+    average = WeightAveraging(avg_fn=partial(moving_average, config.ema))
     checkpoint = ModelCheckpoint(
         dirpath=out,
         filename="last",
@@ -202,12 +214,12 @@ def train(
         enable_version_counter=False,
     )
     trainer = L.Trainer(
-        max_steps=config.steps,
+        max_steps=config.stop or config.steps,
         accelerator=accelerator,
         devices=1,
         precision=config.precision,  # type: ignore[arg-type]
         gradient_clip_val=1.0,
-        val_check_interval=min(config.validate_every, config.steps),
+        val_check_interval=min(config.validate_every, config.stop or config.steps),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=20,
@@ -222,7 +234,7 @@ def train(
         ckpt_path=last if resume and last.exists() else None,
         weights_only=False,
     )
-    # EMAWeightAveraging copies the averaged weights into the module when training ends
+    # WeightAveraging copies the averaged weights into the module when training ends
     module.model.save_pretrained(out / "model", half=True)
     hub.write_atomic(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2).encode())
     return module.model.eval()

@@ -63,7 +63,8 @@ def explain(
     with open_audio(source, sample_rate, target_rate=config.stft.sample_rate) as stream:
         wave, gain = _read(stream, model)
         name = stream.name
-    draws, steps = draws or config.draws, steps or config.steps
+    draws = config.draws if draws is None else draws
+    steps = config.steps if steps is None else steps
     frames = config.stft.n_frames(wave.shape[1])
     heat, spread = (MapWriter(config.stft.n_freqs, frames) for _ in range(2))
     with _progress(progress, total=-(-frames // WINDOW_FRAMES) * draws * steps) as advance:

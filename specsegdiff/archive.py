@@ -19,6 +19,8 @@ def replacing(folder: Path, *, marker: str) -> Iterator[Path]:
     as it was.
     """
     _check_free(folder, marker=marker)
+    # a link to a folder stays, and what it leads to is replaced
+    folder = folder.resolve()
     temporary = _hidden(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

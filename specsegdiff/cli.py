@@ -132,6 +132,7 @@ def explain(
 
     if (source is None) != example:
         raise ConfigError("expected either a recording or --example, got both or neither")
+    _check_device(device)
     explanation = api.explain(
         source or api.asset(EXAMPLE),
         model=_model(model),
@@ -216,6 +217,7 @@ def evaluate(
     from specsegdiff.data.pairs import read_manifest
     from specsegdiff.hub import weights_hash, write_atomic
 
+    _check_device(device)
     chosen = read_manifest(pairs, split=split, check_files=True)
     network = _model(model) or api.default_model()
     rate = network.config.stft.sample_rate
@@ -350,6 +352,20 @@ def _model(source: str | None) -> "SpecSegDiff | None":
     from specsegdiff.models.segdiff import SpecSegDiff
 
     return None if source is None else SpecSegDiff.from_pretrained(source)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch asserts that it was built for the device
+        raise ConfigError(
+            f"cannot compute on device {name!r} ({error}); use cpu, or cuda where there is one"
+        ) from error
 
 
 def _save(explanation: "Explanation", out: Path) -> None:

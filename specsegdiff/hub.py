@@ -1,6 +1,7 @@
 """Save and load models: ``config.json`` beside ``model.safetensors``, never a pickle, never code
 from a file."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -8,6 +9,7 @@ import os
 import tempfile
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +28,8 @@ def save_model(model: nn.Module, folder: str | Path, *, half: bool = False) -> N
     """Write a model's configuration and tensors to ``folder``; with ``half``, floating tensors as
     float16.
 
-    Each file is written to a temporary name and renamed. Raises `OutputError` where the folder
-    cannot be written.
+    Both files are written to temporary names and then renamed. Raises `OutputError` where the
+    folder cannot be written.
     """
     from safetensors.torch import save
 
@@ -39,8 +41,12 @@ def save_model(model: nn.Module, folder: str | Path, *, half: bool = False) -> N
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / WEIGHTS_NAME, save(tensors))
-        write_atomic(folder / CONFIG_NAME, json.dumps(config, indent=2).encode() + b"\n")
+        write_together(
+            {
+                folder / WEIGHTS_NAME: save(tensors),
+                folder / CONFIG_NAME: json.dumps(config, indent=2).encode() + b"\n",
+            }
+        )
     except OSError as error:
         raise OutputError(
             f"cannot write a model to {folder}: {error}; choose a writable folder"
@@ -64,7 +70,7 @@ def load_model(
     try:
         stored = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         blob = (folder / WEIGHTS_NAME).read_bytes()
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} holds no readable {CONFIG_NAME} and {WEIGHTS_NAME} ({error}); "
             "pass a folder that save_pretrained wrote"
@@ -89,11 +95,12 @@ def load_model(
         if name not in expected
         or name not in tensors
         or expected[name].shape != tensors[name].shape
+        or expected[name].is_floating_point() != tensors[name].is_floating_point()
     )
     if wrong:
         raise CheckpointError(
             f"{folder / WEIGHTS_NAME} does not fit its {CONFIG_NAME}: {len(wrong)} tensors "
-            f"are missing, unknown or of another shape, first {wrong[0]!r}; "
+            f"are missing, unknown or of another shape or kind, first {wrong[0]!r}; "
             "restore the pair of files that was saved together"
         )
     model.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()})
@@ -158,7 +165,9 @@ def _typed(hint: Any, value: Any, *, where: str) -> Any:
         others = [k for k in kinds if k is not type(None)]
         return _typed((exact or others)[0], value, where=where)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        # a whole number in a file may be too large for a float
+        with contextlib.suppress(OverflowError):
+            return float(value)
     elif hint in (int, bool, str) and type(value) is hint:
         return value
     raise ConfigError(f"{where}: expected {hint}, got {value!r}")
@@ -167,15 +176,25 @@ def _typed(hint: Any, value: Any, *, where: str) -> Any:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file to a temporary name in its folder and rename it; nothing half-written stays
     behind."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files as `write_atomic` does, and replace none unless all could be written."""
+    temporaries: dict[Path, Path] = {}
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        for path, content in contents.items():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            temporaries[path] = Path(name)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+            # temporary files are private, a model is not
+            temporaries[path].chmod(0o644)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def _resolve(source: str | Path, *, revision: str | None) -> Path:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +29,10 @@ class Segmenter(Protocol):
         """Encode a condition ``(b, f, t)``."""
 
     def denoise(self, x: Tensor, step: Tensor, encoded: Tensor) -> Tensor:
-        """Predict on the grid ``(b, c, f, t)``; all items are at one ``step`` ``(1,)``."""
+        """Predict on the grid ``(b, c, f, t)``."""
+
+    def is_blind(self, step: Tensor) -> bool:
+        """Tell whether all draws share the prediction at a step."""
 
     def clean(self, prediction: Tensor) -> Tensor:
         """Clean mask of a ``sample`` prediction."""
@@ -108,10 +110,12 @@ def draw_masks(
 ) -> Iterator[Float[Tensor, "d f t"]]:
     """Yield the draws ``indices`` of one condition in chunks ``(d, f, t)`` in [0, 1].
 
-    The condition is encoded once, never per step or draw. ``chunk`` draws, at least two, share a
-    network call; a last one joins the call before it. ``first_column`` tells where on the grid
-    of a longer recording the condition starts. ``dtype`` is the networks' precision. ``progress``
-    is called with the number of draws after each step of a chunk.
+    The condition is encoded once, never per step or draw; a step at which the denoiser sees
+    nothing of the draw (`Segmenter.is_blind`) is computed once too. ``chunk`` draws share a
+    network call on
+    an accelerator. ``first_column`` tells where on the grid of a longer recording the condition
+    starts. ``dtype`` is the networks' precision. ``progress`` is called with the number of draws
+    after each step of a chunk.
     """
     config = model.config
     steps = config.steps if steps is None else steps
@@ -124,10 +128,19 @@ def draw_masks(
     device = condition.device.type
     with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
         encoded = model.encode(condition[None])
-    # PyTorch convolves a small lone item with another kernel than a batch: no draw rides alone
-    starts = [i for i in range(0, len(indices), max(2, chunk)) if i == 0 or i < len(indices) - 1]
-    for start, stop in pairwise([*starts, len(indices)]):
-        some = indices[start:stop]
+    scheduler = model.scheduler(sampler=sampler)
+    scheduler.set_timesteps(steps)
+    blind = None
+    if model.is_blind(scheduler.timesteps[0]):
+        with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
+            nothing = torch.zeros(1, *shape, device=encoded.device)
+            blind = model.denoise(nothing, scheduler.timesteps[:1].to(encoded.device), encoded)
+        blind = blind.float()
+    # convolutions on a CPU round by the batch's size (PyTorch and oneDNN choose kernels by it), and
+    # gain nothing from it: there each draw has a call of its own
+    size = 1 if device == "cpu" else chunk
+    for start in range(0, len(indices), size):
+        some = indices[start : start + size]
         noise = torch.stack(
             [starting_noise(seed, item, d, shape, first_column=first_column) for d in some]
         )
@@ -135,7 +148,7 @@ def draw_masks(
             noise.zero_()
         generators = [_generator(seed, item, d, "steps", first_column) for d in some]
         with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
-            x = _denoise(model, noise, encoded, steps, sampler, generators, progress)
+            x = _denoise(model, noise, encoded, scheduler, generators, blind, progress)
         clean = model.unfold(x, frames=frames).cpu()
         yield (clean / config.mask_scale + 1).div(2).clamp(0, 1)
 
@@ -144,18 +157,18 @@ def _denoise(
     model: Segmenter,
     noise: Float[Tensor, "d c f t"],
     encoded: Float[Tensor, "1 c f t"],
-    steps: int,
-    sampler: str | None,
+    scheduler: Any,
     generators: list[torch.Generator],
+    blind: Tensor | None,
     progress: Callable[[int], object] | None,
 ) -> Float[Tensor, "d c f t"]:
-    scheduler = model.scheduler(sampler=sampler)
-    scheduler.set_timesteps(steps)
     x = noise.to(encoded.device).contiguous(memory_format=torch.channels_last)
     shared = encoded.expand(len(x), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-    for step in scheduler.timesteps:
-        # one step for all draws: a matrix product rounds by how many rows it has
-        prediction = model.denoise(x, step[None].to(x.device), shared).float()
+    for place, step in enumerate(scheduler.timesteps):
+        if place == 0 and blind is not None:
+            prediction = blind.expand_as(x)
+        else:
+            prediction = model.denoise(x, step.expand(len(x)).to(x.device), shared).float()
         if model.config.prediction == "sample":
             prediction = model.clean(prediction)
         x = scheduler.step(prediction, step, x, generator=generators).prev_sample

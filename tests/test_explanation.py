@@ -166,6 +166,15 @@ def test_save_leaves_other_things_alone(tmp_path):
     assert torch.equal(Explanation.load(tmp_path / "empty").mask, ex.mask)
 
 
+def test_save_writes_through_a_link(tmp_path):
+    make(3000).save(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    make().save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert Explanation.load(tmp_path / "real").axes.n_samples == 5000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
 @pytest.mark.skipif(
     not Path("/proc/self").is_dir(), reason="needs a folder that not even root may write"
 )

@@ -22,9 +22,9 @@ SAMPLE_RATE = 16_000
 
 UTTERANCE = (
     "_ n ow: b ax d iy eh: v er s p ow: k dh ih s _ ax m ax sh iy: n m ey: d dh ax v oy: s "
-    "_ ah v p ah: l s ih z ae n d n oy: z _"
+    "_ ah v p ah: l s ih z _"
 )
-"""'Nobody ever spoke this; a machine made the voice of pulses and noise', in ARPAbet: a colon marks
+"""'Nobody ever spoke this; a machine made the voice of pulses', in ARPAbet: a colon marks
 stress, ``_`` a pause."""
 
 Array = npt.NDArray[np.float64]
@@ -103,7 +103,7 @@ PHONES: dict[str, tuple[Segment, ...]] = {
     "b": _stop((200, 1100, 2150), _LIPS, voiced=True),
     "d": _stop((200, 1600, 2600), _TEETH, voiced=True),
     "g": _stop((200, 1990, 2850), _PALATE, voiced=True),
-    "_": (Segment(220.0),),
+    "_": (Segment(170.0),),
 }
 "The phones that `synthesise_voice` can speak."
 
@@ -162,7 +162,7 @@ def example_pair() -> Pair:
     """Return the example of the package as a pair: the voice, and its vocoded copy.
 
     >>> example_pair().vocoder
-    'gl-mel80'
+    'gl-mel40'
     """
     card = json.loads(_asset("example.json").read_text(encoding="utf-8"))
     return Pair(

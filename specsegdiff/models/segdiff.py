@@ -5,6 +5,7 @@ SpecSegDiff, where
 the condition is the log-magnitude spectrogram and the target is the mask of what synthesis changed.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -47,7 +48,8 @@ class SegDiffConfig:
     rrdb_growth: int = 32
     "Channels that each dense convolution adds."
     row_embedding: bool = False
-    "Adds a learned vector to each frequency row of the condition."
+    """Adds a learned vector to each frequency row of the condition, and a learned logit to each
+    frequency bin of the output; convolutions alone know frequency only from the border."""
     patch: tuple[int, int] = (1, 1)
     "Bins and frames folded into channels (space to depth) before both networks."
     unet: UNetConfig = field(default_factory=UNetConfig)
@@ -126,7 +128,7 @@ PRESETS: dict[str, SegDiffConfig] = {
         rrdb_features=32,
         rrdb_growth=16,
         row_embedding=True,
-        patch=(8, 4),
+        patch=(8, 8),
         unet=UNetConfig(
             channels=64,
             multipliers=(1, 2, 2.5),
@@ -212,7 +214,17 @@ class SpecSegDiff(nn.Module):
             rows=self.grid(1)[0] if self.config.row_embedding else None,
         )
         self.unet = UNet(self.config.unet, in_channels=channels, out_channels=channels)
-        self.register_buffer("signal", alpha_bar(self.config).sqrt().float(), persistent=False)
+        if self.config.prediction == "sample":
+            # the logit of a 5 % foreground; a network that has to learn it bends all its features
+            # into one constant direction first, and takes a thousand steps to come back
+            nn.init.constant_(self.unet.last.bias, math.log(0.05 / 0.95))
+        self.prior = None
+        if self.config.row_embedding:
+            self.prior = nn.Parameter(torch.zeros(1, channels, self.grid(1)[0], 1))
+        signal = alpha_bar(self.config).sqrt().float()
+        # exactly zero where the schedule ends in noise alone, so that one pass serves all draws
+        signal[-1] = signal[-1].where(signal[-1] > 1e-3, 0)
+        self.register_buffer("signal", signal, persistent=False)
         self.to(memory_format=torch.channels_last)
 
     @classmethod
@@ -313,10 +325,32 @@ class SpecSegDiff(nn.Module):
         return self.encoder(self.fold(condition))
 
     def denoise(self, x: Tensor, step: Tensor, encoded: Tensor) -> Float[Tensor, "b c f t"]:
-        """Prediction of the denoiser on the patch grid: noise, or the clean mask's logits."""
+        """Predict on the patch grid from ``x`` and steps ``(b,)``: noise, or the mask's logits."""
         if self.config.scaled_input:
             x = x * self.signal[step][:, None, None, None]
-        return self.unet(x, step, encoded)
+        prediction = self.unet(x, step, encoded)
+        return prediction if self.prior is None else prediction + self.prior
+
+    @torch.no_grad()
+    def set_prior(self, share: Float[Tensor, " f"]) -> None:
+        """Start from the mean mask by frequency, so that training learns what a recording adds to
+        it.
+
+        ``share`` is the share of foreground in each bin, ``(f,)``. Only for ``sample`` predictions
+        with
+        ``row_embedding``; others raise `ConfigError`.
+        """
+        if self.prior is None or self.config.prediction != "sample":
+            raise ConfigError("a prior needs prediction='sample' and row_embedding=True")
+        logit = share.clamp(1e-3, 1 - 1e-3).logit()
+        columns = logit[None, :, None].expand(1, -1, self.config.patch[1])
+        self.prior.copy_(self.fold(columns) - self.unet.last.bias[0])
+
+    def is_blind(self, step: Tensor) -> bool:
+        """Tell whether the denoiser sees nothing of x_t at a step: then all draws share its
+        output."""
+        blind = self.config.deterministic or (self.config.scaled_input and self.signal[step] == 0)
+        return bool(blind)
 
     def clean(self, prediction: Tensor) -> Tensor:
         """Clean mask in [-mask_scale, mask_scale] of a ``sample`` prediction's logits."""

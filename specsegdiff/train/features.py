@@ -187,6 +187,17 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return condition + shift[:, None], margin
 
 
+def mean_mask(items: Sequence[Item]) -> Float[Tensor, " f"]:
+    """Share of foreground of each frequency bin over items, ``(f,)``; bins that don't count are
+    left out."""
+    shape = items[0].margin.shape[0]
+    hits, counts = torch.zeros(shape), torch.zeros(shape)
+    for item in items:
+        hits += (item.margin >= 0).float().sum(dim=1)
+        counts += (~item.margin.isnan()).float().sum(dim=1)
+    return hits / counts.clamp_min(1)
+
+
 def equaliser(bins: int, tilt_db: float, rng: np.random.Generator) -> np.ndarray:
     """Random smooth gain in dB ``(bins,)``: six cosines over frequency whose size falls with their
     order."""

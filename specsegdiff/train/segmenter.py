@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from specsegdiff import hub
 from specsegdiff.data.pairs import Pair, load_pair, read_manifest
@@ -22,7 +23,7 @@ from specsegdiff.metrics.segmentation import generalized_dice
 from specsegdiff.models.losses import LossConfig, diffusion_loss
 from specsegdiff.models.segdiff import PRESETS, SpecSegDiff
 from specsegdiff.sampling import sample
-from specsegdiff.train.features import AugmentConfig, Crops, make_items
+from specsegdiff.train.features import AugmentConfig, Crops, make_items, mean_mask
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,20 @@ def moving_average(decay: float, average: Tensor, current: Tensor, count: Tensor
     return average + (1 - now) * (current - average)
 
 
+class _Onwards(Sampler[int]):
+    """Crops in order from the module's step on: Lightning resumes a loader at its beginning."""
+
+    def __init__(self, crops: Crops, module: SegmenterModule) -> None:
+        self.crops, self.module = crops, module
+
+    def __len__(self) -> int:
+        # of the whole run, since Lightning's count of batches goes on where it stopped
+        return len(self.crops)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.module.global_step * self.module.config.batch, len(self.crops)))
+
+
 def train(
     config: TrainConfig, out: str | Path, *, resume: bool = False, accelerator: str = "auto"
 ) -> SpecSegDiff:
@@ -195,6 +210,8 @@ def train(
     module = SegmenterModule(config, [p for p in pairs if p.split == "val"])
     shared = (module.model.config, config.masks, config.augment)
     items = make_items([p for p in pairs if p.split == "train"], *shared, seed=config.seed)
+    if module.model.prior is not None:
+        module.model.set_prior(mean_mask(items))
     if config.local_pairs:
         local = [p for p in read_manifest(config.local_pairs) if p.split == "train"]
         items += make_items(local, *shared, seed=config.seed, local=True)
@@ -230,7 +247,7 @@ def train(
     last = out / "last.ckpt"
     trainer.fit(
         module,
-        DataLoader(crops, batch_size=config.batch, shuffle=False),
+        DataLoader(crops, batch_size=config.batch, sampler=_Onwards(crops, module)),
         ckpt_path=last if resume and last.exists() else None,
         weights_only=False,
     )

@@ -1,0 +1,375 @@
+"""The command line: every command on a tiny untrained model, and every way to end."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from typer.testing import CliRunner, Result
+
+from specsegdiff import api
+from specsegdiff.cli import app
+from specsegdiff.data.audio import load_audio, write_audio
+from specsegdiff.data.pairs import Pair, read_manifest, write_manifest
+from specsegdiff.explanation import Explanation
+from specsegdiff.models.segdiff import SpecSegDiff
+
+RATE = 16_000
+
+
+def speech(seed: int, seconds: float = 0.5) -> torch.Tensor:
+    """Harmonics under a slow envelope, with a little noise."""
+    t = torch.arange(round(seconds * RATE)) / RATE
+    tones = sum(torch.sin(2 * torch.pi * (110 + 7 * seed) * k * t) / k for k in range(1, 20))
+    noise = torch.randn(len(t), generator=torch.Generator().manual_seed(seed))
+    return 0.1 * tones * (0.6 + 0.4 * torch.sin(9 * t)) + 0.002 * noise
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a recording, and a manifest of three pairs, two of them of one source."""
+    folder = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(0)
+    SpecSegDiff.from_preset("tiny", draws=2).save_pretrained(folder / "model")
+    write_audio(folder / "call.wav", speech(0), sample_rate=RATE)
+    for i in range(2):
+        write_audio(folder / f"real{i}.flac", speech(i), sample_rate=RATE)
+    for i in range(3):
+        fake = speech(i // 2) + 0.02 * torch.randn(
+            RATE // 2, generator=torch.Generator().manual_seed(9 + i)
+        )
+        write_audio(folder / f"fake{i}.flac", fake, sample_rate=RATE)
+    write_manifest(
+        [
+            Pair(
+                f"p{i}",
+                folder / f"real{i // 2}.flac",
+                folder / f"fake{i}.flac",
+                vocoder=f"v{i}",
+                family="gan" if i else "dsp",
+                split="test",
+                source_group=f"g{i // 2}",
+                speaker=f"s{i // 2}",
+                vocoder_seen=bool(i),
+            )
+            for i in range(3)
+        ],
+        folder / "pairs.csv",
+    )
+    return folder
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def succeed(*words: object) -> Result:
+    result = run(*words)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def refuse(*words: object, says: str, code: int = 2) -> None:
+    """The command ends with ``code`` and one line on standard error, as text and as JSON."""
+    result = run(*words)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert "Traceback" not in line
+
+
+def refuse_json(*words: object, kind: str) -> None:
+    result = run(*words, "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    error = json.loads(result.stderr)["error"]
+    assert (error["kind"], error["exit_code"]) == (kind, 2)
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---------------------------------------------------------------- explain
+
+
+def explain(place: Path, *words: object) -> Result:
+    return succeed("explain", place / "call.wav", "--model", place / "model", *words)
+
+
+def test_explain_prints_regions_and_writes_maps_picture_and_sound(
+    place: Path, tmp_path: Path
+) -> None:
+    result = explain(place, "--out", tmp_path / "out")
+    explanation = Explanation.load(tmp_path / "out")
+    assert explanation.regions
+    for region in explanation.regions:
+        assert f" {region.id} " in result.stdout
+    sound = load_audio(tmp_path / "out" / "artifacts.flac")
+    # 16 bits round to half a step of 1 / 32768
+    torch.testing.assert_close(sound, explanation.audio("artifacts"), rtol=0, atol=2**-16)
+    assert (tmp_path / "out" / "explanation.png").read_bytes().startswith(b"\x89PNG")
+    # nothing else stays, hidden or not
+    assert left_in(tmp_path) == ["out"]
+    assert len(left_in(tmp_path / "out")) == 7
+
+
+def test_explain_prints_json_and_nothing_else(place: Path, tmp_path: Path) -> None:
+    result = explain(place, "--json", "--draws", 3, "--steps", 2, "--share", 0.1)
+    told = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert (told["provenance"]["draws"], told["provenance"]["steps"]) == (3, 2)
+    assert told["out"] is None
+    assert sum(region["share"] for region in told["regions"]) <= 1
+    expected = api.explain(
+        place / "call.wav",
+        model=SpecSegDiff.from_pretrained(place / "model"),
+        draws=3,
+        steps=2,
+        share=0.1,
+    )
+    assert told | {"out": None} == json.loads(expected.to_json()) | {"out": None}
+
+
+def test_the_seed_decides_the_maps(place: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        explain(place, "--out", tmp_path / name, "--seed", seed)
+    heat = {name: (tmp_path / name / "heatmap.npy").read_bytes() for name in "abc"}
+    assert heat["a"] == heat["b"]
+    assert heat["a"] != heat["c"]
+
+
+def test_an_explanation_is_replaced_and_other_folders_are_refused(
+    place: Path, tmp_path: Path
+) -> None:
+    explain(place, "--out", tmp_path / "out", "--seed", 1)
+    explain(place, "--out", tmp_path / "out", "--seed", 2)
+    assert Explanation.load(tmp_path / "out").provenance.seed == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    words = ("explain", place / "call.wav", "--model", place / "model", "--out", other)
+    refuse(*words, says="choose a new or empty folder")
+    assert left_in(other) == ["thesis.txt"]
+
+
+def test_a_failing_picture_leaves_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Explanation) -> None:
+        raise RuntimeError("no\nink")
+
+    monkeypatch.setattr(Explanation, "plot", fail)
+    result = run(
+        "explain", place / "call.wav", "--model", place / "model", "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0].startswith("Traceback")
+    assert "error: unexpected RuntimeError: no ink" in result.stderr
+    assert left_in(tmp_path) == []
+
+
+def test_an_interruption_ends_with_130(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "explain", interrupt)
+    result = run("explain", place / "call.wav", "--model", place / "model")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_recordings_are_named(place: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("this is no sound\n" * 100)
+    whole = tmp_path / "whole.flac"
+    write_audio(whole, speech(3, seconds=2.0), sample_rate=RATE)
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    made = {
+        "one.wav": np.zeros(1),
+        "silent.wav": np.zeros(RATE),
+        "nan.wav": np.full(RATE, np.nan),
+        "short.wav": np.full(1_000, 0.1),
+    }
+    for name, samples in made.items():
+        sf.write(tmp_path / name, samples.astype(np.float32), RATE, subtype="FLOAT")
+    model = ("--model", place / "model")
+    for name in (*made, "text.wav", "cut.flac", "missing.wav"):
+        refuse("explain", tmp_path / name, *model, "--out", tmp_path / "out", says=name)
+        refuse_json("explain", tmp_path / name, *model, kind="AudioError")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_settings_and_places_are_named(place: Path, tmp_path: Path) -> None:
+    call, model = place / "call.wav", ("--model", place / "model")
+    below_a_file = place / "call.wav" / "out"
+    refuse("explain", call, *model, "--out", below_a_file, says="choose")
+    refuse_json("explain", call, *model, "--out", below_a_file, kind="OutputError")
+    refuse("explain", call, *model, "--share", "1.5", says="share")
+    refuse("explain", call, *model, "--steps", "100000", says="steps")
+    refuse("explain", call, *model, "--device", "abacus", says="abacus")
+    refuse("explain", call, "--model", tmp_path / "none", says="none")
+    refuse_json("explain", call, "--model", tmp_path, kind="CheckpointError")
+    refuse("explain", says="--example")
+    refuse("explain", call, "--example", says="--example")
+
+
+def test_wrong_usage_ends_with_2(place: Path) -> None:
+    call = place / "call.wav"
+    refuse("explain", call, "--draws", "0", says="--draws")
+    refuse("explain", call, "--draws", "many", says="--draws")
+    refuse("explain", call, "--nonsense", says="--nonsense")
+    refuse("sing", says="sing")
+    refuse("evaluate", says="--pairs")
+    result = run("explain", call, "--json", "--draws", "0")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--draws" in json.loads(result.stderr)["error"]["message"]
+
+
+def test_version_and_help() -> None:
+    assert succeed("--version").stdout.startswith("specsegdiff ")
+    for command in ("explain", "evaluate", "make-pairs", "train"):
+        assert command in succeed("--help").stdout
+        assert "Usage" in succeed(command, "--help").stdout
+    assert "--config" in succeed("train", "segmenter", "--help").stdout
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+def evaluate(place: Path, *words: object) -> Result:
+    return succeed(
+        "evaluate", "--pairs", place, "--split", "test", "--model", place / "model", *words
+    )
+
+
+def test_evaluate_scores_every_pair_and_part(place: Path, tmp_path: Path) -> None:
+    result = evaluate(place, "--json", "--out", tmp_path / "scores.json")
+    told = json.loads(result.stdout)
+    assert told == json.loads((tmp_path / "scores.json").read_text())
+    assert [row["id"] for row in told["rows"]] == ["p0", "p1", "p2"]
+    assert set(told["summary"]) == {"all", "seen", "unseen", "gan", "dsp"}
+    assert told["summary"]["all"]["groups"] == 2
+    mean = sum(row["gdice"] for row in told["rows"]) / 3
+    assert told["summary"]["all"]["gdice"][0] == pytest.approx(mean)
+    assert len(told["meta"]["weights_sha256"]) == 64
+    assert json.loads(evaluate(place, "--json").stdout)["rows"] == told["rows"]
+    table = evaluate(place).stdout
+    assert "unseen" in table
+    assert f"{mean:.1f}" in table
+
+
+def test_evaluate_names_what_is_wrong(place: Path, tmp_path: Path) -> None:
+    model = ("--model", place / "model")
+    refuse("evaluate", "--pairs", tmp_path, "--split", "test", *model, says="pairs.csv")
+    refuse("evaluate", "--pairs", place, "--split", "dev", *model, says="its splits are: test")
+    out = place / "call.wav" / "scores.json"
+    refuse("evaluate", "--pairs", place, "--split", "test", *model, "--out", out, says="scores")
+
+
+# ---------------------------------------------------------------- make-pairs
+
+
+def test_make_pairs_keeps_the_groups_of_a_manifest(place: Path, tmp_path: Path) -> None:
+    words = ("--manifest", place, "--split", "test", "--vocoders", "lpc-noise,lpc-residual")
+    result = succeed("make-pairs", *words, "--out", tmp_path / "made", "--json")
+    told = json.loads(result.stdout)
+    pairs = read_manifest(tmp_path / "made", check_files=True)
+    assert (told["pairs"], told["rejected"]) == (len(pairs), 4 - len(pairs))
+    assert {(p.source_group, p.speaker, p.split) for p in pairs} == {
+        ("g0", "s0", "test"),
+        ("g1", "s1", "test"),
+    }
+    assert told["manifest"] == str(tmp_path / "made" / "pairs.csv")
+
+
+def test_make_pairs_draws_vocoders_by_seed_from_folders_and_files(
+    place: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "speech"
+    for name in ("a/one", "b/one"):
+        (folder / name).parent.mkdir(parents=True)
+        write_audio(folder / f"{name}.flac", speech(4), sample_rate=RATE)
+    words = ("make-pairs", folder, place / "call.wav", "--per-recording", 1)
+    words = (*words, "--vocoders", "lpc-noise, lpc-pulse,lpc-residual")
+    made = []
+    for name, seed in (("x", 0), ("y", 0)):
+        succeed(*words, "--out", tmp_path / name, "--seed", seed)
+        made.append([(p.id, p.vocoder) for p in read_manifest(tmp_path / name)])
+    assert made[0] == made[1]
+    # files of one name in two folders stay apart
+    assert {name.split("--")[0] for name, _ in made[0]} == {"a-one", "b-one", "call"}
+
+
+def test_make_pairs_names_what_is_wrong(place: Path, tmp_path: Path) -> None:
+    call, out = place / "call.wav", ("--out", tmp_path / "made")
+    refuse("make-pairs", *out, says="--manifest")
+    refuse("make-pairs", tmp_path / "none", *out, says="none")
+    refuse("make-pairs", call, *out, "--vocoders", "tin-can", says="tin-can")
+    refuse_json("make-pairs", call, *out, "--vocoders", "tin-can", kind="ConfigError")
+    assert left_in(tmp_path) == []
+    refuse("make-pairs", call, "--out", call / "made", "--vocoders", "lpc-noise", says="choose")
+    sf.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
+    silent = ("make-pairs", tmp_path / "silent.wav", *out, "--vocoders", "lpc-noise")
+    refuse(*silent, says="rejected.csv")
+
+
+# ---------------------------------------------------------------- train
+
+
+@pytest.fixture
+def config(place: Path, tmp_path: Path) -> Path:
+    """Two steps on the pairs, which serve both to train and to measure."""
+    pairs = read_manifest(place)
+    parts = [
+        Pair(f"{p.id}-{s}", p.real, p.fake, split=s, vocoder=p.vocoder)
+        for p in pairs
+        for s in ("train", "val")
+    ]
+    write_manifest(parts, tmp_path / "pairs.csv")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"preset: tiny\npairs: {tmp_path / 'pairs.csv'}\nlocal_pairs: null\nsteps: 2\nbatch: 2\n"
+        "frames: 32\nwarmup: 1\nvalidate_every: 2\nprecision: 32-true\naugment: {copies: 0}\n"
+    )
+    return path
+
+
+# Lightning warns of few workers and of short epochs
+@pytest.mark.filterwarnings("ignore")
+def test_training_leaves_a_model_that_explains(place: Path, tmp_path: Path, config: Path) -> None:
+    pytest.importorskip("lightning", reason="training needs the extra 'train'")
+    out = tmp_path / "run"
+    succeed("train", "segmenter", "--config", config, "--out", out, "--seed", 3)
+    assert json.loads((out / "config.json").read_text())["seed"] == 3
+    model = out / "model"
+    told = succeed("explain", place / "call.wav", "--model", model, "--draws", 1, "--json")
+    assert json.loads(told.stdout)["provenance"]["model"] == "model"
+
+
+def test_training_names_what_is_wrong(place: Path, tmp_path: Path, config: Path) -> None:
+    pytest.importorskip("lightning", reason="training needs the extra 'train'")
+    out = ("--out", tmp_path / "run")
+    refuse("train", "segmenter", "--config", tmp_path / "none.yaml", *out, says="none.yaml")
+    config.write_text(config.read_text() + "colour: blue\n")
+    refuse("train", "segmenter", "--config", config, *out, says="colour")
+    assert not (tmp_path / "run").exists()
+    config.write_text(config.read_text().replace("colour: blue\n", ""))
+    below_a_file = place / "call.wav" / "run"
+    refuse("train", "segmenter", "--config", config, "--out", below_a_file, says="choose")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folder modes are POSIX")
+def test_a_read_only_folder_is_named(place: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    if os.access(locked, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    words = ("explain", place / "call.wav", "--model", place / "model", "--out", locked / "out")
+    refuse(*words, says="choose a writable folder")

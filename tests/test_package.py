@@ -1,0 +1,158 @@
+"""The package as a whole: what an import costs, what is shipped, and what the README promises."""
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import specsegdiff as ssd
+from specsegdiff import api
+from specsegdiff.cli import app
+from specsegdiff.data.audio import write_audio
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+HEAVY = ["torchaudio", "diffusers", "lightning", "matplotlib", "scipy", "transformers", "typer"]
+MODULES = sorted(m.name for m in pkgutil.walk_packages(ssd.__path__, "specsegdiff."))
+
+
+def imported_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_an_import_is_light() -> None:
+    assert "torch" not in imported_by("import specsegdiff")
+    # the door itself needs torch, and still nothing heavy beside it
+    assert not imported_by("from specsegdiff import explain").intersection(HEAVY)
+
+
+def test_the_command_line_answers_without_torch() -> None:
+    assert "torch" not in imported_by("import specsegdiff.cli")
+
+
+def test_public_names_resolve_and_explain_themselves() -> None:
+    for name in ssd.__all__:
+        assert getattr(ssd, name).__doc__, name
+    assert dir(ssd) == sorted(ssd.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = ssd.nonsense
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_are_true(name: str) -> None:
+    if name.startswith("specsegdiff.train"):
+        pytest.importorskip("lightning", reason="training needs the extra 'train'")
+    failed, _ = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch})
+    assert failed == 0
+
+
+def test_the_wheel_holds_the_types_marker_and_all_assets(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="building a wheel needs the extra 'test'")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    model = f"specsegdiff/assets/{api.DEFAULT_MODEL}"
+    expected = {
+        "specsegdiff/py.typed",
+        "specsegdiff/assets/example.flac",
+        f"{model}/config.json",
+        f"{model}/model.safetensors",
+    }
+    assert expected <= names
+    assert not [name for name in names if name.startswith("tests/")]
+
+
+# ---------------------------------------------------------------- README and scripts
+
+
+def test_the_two_commands_of_the_readme_are_the_ones_that_run() -> None:
+    first_screen = README.split("## ")[0]
+    assert re.findall(r"^\$ (.+)$", first_screen, re.MULTILINE) == ["./run example", "./run test"]
+    ci = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert ci.rstrip().splitlines()[-1] == "./run test"
+    script = (ROOT / "run").read_text("utf-8")
+    for task in ("example", "test"):
+        assert re.search(rf"^{task}\)$", script, re.MULTILINE)
+    for path in (ROOT / "run", ROOT / ".ci" / "run"):
+        assert os.access(path, os.X_OK)
+        subprocess.run(["sh", "-n", str(path)], check=True)
+
+
+def test_the_options_in_the_readme_exist() -> None:
+    lines = re.findall(r"^\$ specsegdiff (.+)$", README, re.MULTILINE)
+    assert lines
+    for line in lines:
+        words = shlex.split(line)
+        command = words[:2] if words[0] == "train" else words[:1]
+        told = CliRunner().invoke(app, [*command, "--help"])
+        assert told.exit_code == 0, line
+        for option in (word for word in words if word.startswith("--")):
+            assert option in told.stdout, line
+
+
+def test_the_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = ssd.SpecSegDiff.from_preset("tiny", draws=2).eval()
+    monkeypatch.setattr(api, "default_model", lambda: model)
+    # a player needs IPython, which only a notebook has
+    monkeypatch.setattr(ssd.Explanation, "listen", lambda self, what: None)
+    monkeypatch.chdir(tmp_path)
+    wave = 0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    write_audio("call.wav", wave, sample_rate=16_000)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "call.png").exists()
+
+
+def test_files_that_the_readme_links_to_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert "docs/images/example.png" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_file_tree_in_the_readme_is_the_package() -> None:
+    tree = README.split("```text")[1].split("```")[0]
+    named = set(re.findall(r"^[├└]── (\w+(?:\.py|/))", tree, re.MULTILINE))
+    there = {
+        path.name + ("/" if path.is_dir() else "")
+        for path in (ROOT / "specsegdiff").iterdir()
+        if not path.name.startswith(("_", ".")) and path.name != "py.typed"
+    }
+    assert named == there
+
+
+def test_no_file_names_a_path_of_some_machine() -> None:
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    roots = "home|root|Users|work|mnt|opt|scratch|srv|data"
+    machine_path = re.compile(rf"""(?:^|[\s"'`=(:,])/(?:{roots})/[\w.-]""")
+    found = []
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if not path.is_file():
+            continue
+        try:
+            lines = path.read_text("utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue
+        found += [f"{name}: {line.strip()}" for line in lines if machine_path.search(line)]
+    assert found == []

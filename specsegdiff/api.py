@@ -59,7 +59,6 @@ def explain(
     config = model.config
     if not 0 < share < 1:
         raise ConfigError(f"share must lie between 0 and 1, got {share!r}")
-    model = model.to(device)
     with open_audio(source, sample_rate, target_rate=config.stft.sample_rate) as stream:
         wave, gain = _read(stream, model)
         name = stream.name
@@ -67,7 +66,8 @@ def explain(
     steps = config.steps if steps is None else steps
     frames = config.stft.n_frames(wave.shape[1])
     heat, spread = (MapWriter(config.stft.n_freqs, frames) for _ in range(2))
-    with _progress(progress, total=-(-frames // WINDOW_FRAMES) * draws * steps) as advance:
+    passes = -(-frames // WINDOW_FRAMES) * draws * steps
+    with _ready(model, device), _progress(progress, total=passes) as advance:
         for start in range(0, frames, WINDOW_FRAMES):
             window = _explain_window(
                 model,
@@ -169,6 +169,17 @@ def asset(name: str) -> Path:
     if not path.exists():
         raise ConfigError(f"the package holds no asset {name!r}; reinstall specsegdiff")
     return path
+
+
+@contextlib.contextmanager
+def _ready(model: SpecSegDiff, device: str) -> Iterator[None]:
+    """Model in evaluation mode on a device; it goes back to where and how it was."""
+    home, training = next(model.parameters()).device, model.training
+    try:
+        model.to(device).eval()
+        yield
+    finally:
+        model.to(home).train(training)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from specsegdiff.metrics import (
     generalized_dice,
     iou,
 )
-from specsegdiff.shapes import Map, Wave
+from specsegdiff.shapes import Map, Mask, Wave
 
 SCORES = ("gdice", "foreground_dice", "iou", "average_precision")
 "Scores of every row, in percent."
@@ -32,7 +32,7 @@ Row: TypeAlias = dict[str, Any]
 
 
 def score_maps(
-    predict: Method,
+    predict: Method | Mapping[str, Method],
     pairs: Sequence[Pair],
     *,
     masks: MaskConfig | None = None,
@@ -41,7 +41,9 @@ def score_maps(
 ) -> list[Row]:
     """Score the map of each pair at its own top share against the true mask: one row a pair.
 
-    A row holds id, vocoder, family, split, source_group (the id where a pair has none),
+    Several methods, by name, are scored on each pair in turn: one row a pair and method, with the
+    name in its field ``method``. A row holds id, vocoder, family, split, source_group (the id
+    where a pair has none),
     vocoder_seen, and `SCORES` in percent; average_precision ranks all bins and is None where the
     truth is empty. Only the band that both members carry counts; a ``'dtw'`` pair is aligned first.
     ``progress`` is called with (pairs done, all). Raises `ShapeError` where a map does not lie on
@@ -54,13 +56,21 @@ def score_maps(
         real, fake = (frontend.magnitude(wave) for wave in waves)
         if pair.align == "dtw":
             real = dtw_align(real, fake)
-        heat = predict(pair, waves[1])
-        if heat.shape != fake.shape:
-            raise ShapeError(
-                f"pair {pair.id}: expected a map {tuple(fake.shape)} on the fake's axes, "
-                f"got {tuple(heat.shape)}; compute it with the same StftConfig"
-            )
-        rows.append(_row(pair, heat[None].float().cpu(), real[None], fake[None], masks, frontend))
+        valid = None
+        if pair.band_hz is not None:
+            hertz = frontend.config.sample_rate / frontend.config.n_fft
+            valid = shared_band(fake, band_hz=pair.band_hz, hertz_per_bin=hertz)[None]
+        truth = ground_truth(real[None], fake[None], masks, valid=valid)
+        methods = predict if isinstance(predict, Mapping) else {"": predict}
+        for name, method in methods.items():
+            heat = method(pair, waves[1])
+            if heat.shape != fake.shape:
+                raise ShapeError(
+                    f"pair {pair.id}: expected a map {tuple(fake.shape)} on the fake's axes, "
+                    f"got {tuple(heat.shape)}; compute it with the same StftConfig"
+                )
+            named = {"method": name} if name else {}
+            rows.append(named | _row(pair, heat[None].float().cpu(), truth, valid, masks.share))
         if progress is not None:
             progress(done, len(pairs))
     return rows
@@ -85,15 +95,8 @@ def summarise(
     return {name: _summary(part, resamples) for name, part in sorted(parts.items())}
 
 
-def _row(
-    pair: Pair, heat: Map, real: Map, fake: Map, masks: MaskConfig, frontend: Stft
-) -> dict[str, Any]:
-    valid = None
-    if pair.band_hz is not None:
-        hertz = frontend.config.sample_rate / frontend.config.n_fft
-        valid = shared_band(fake, band_hz=pair.band_hz, hertz_per_bin=hertz)
-    truth = ground_truth(real, fake, masks, valid=valid)
-    own = top_share(heat, share=masks.share, valid=valid)
+def _row(pair: Pair, heat: Map, truth: Mask, valid: Mask | None, share: float) -> dict[str, Any]:
+    own = top_share(heat, share=share, valid=valid)
     ranking = 100 * float(average_precision(heat, truth, valid=valid))
     return {
         "id": pair.id,

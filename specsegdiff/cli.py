@@ -145,8 +145,10 @@ def explain(
     )
     if out is not None:
         _save(explanation, out)
+    found = _true_share(explanation) if example else None
     if as_json:
-        print(json.dumps(explanation.to_dict() | {"out": out and str(out)}, ensure_ascii=False))
+        more = {"out": out and str(out)} | ({} if found is None else {"true_share": found})
+        print(json.dumps(explanation.to_dict() | more, ensure_ascii=False))
         return
     heading, *_, foot = str(explanation).splitlines()
     _print_table(
@@ -164,6 +166,8 @@ def explain(
         heading=heading,
     )
     print(foot)
+    if found is not None:
+        print(f"true mask: {100 * found:.0f} % of the marked bins lie in it, by chance 5 %")
     if out is not None:
         print(f"wrote {out / 'explanation.png'}, {out / 'artifacts.flac'} and the maps beside them")
 
@@ -352,6 +356,14 @@ def _model(source: str | None) -> "SpecSegDiff | None":
     from specsegdiff.models.segdiff import SpecSegDiff
 
     return None if source is None else SpecSegDiff.from_pretrained(source)
+
+
+def _true_share(explanation: "Explanation") -> float:
+    """Share of the marked bins that lie in the true mask of the example in the package."""
+    from specsegdiff.data.voice import example_mask
+
+    marked = explanation.mask
+    return float((marked & example_mask()).sum() / marked.sum())
 
 
 def _check_device(name: str) -> None:

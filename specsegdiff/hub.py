@@ -128,7 +128,7 @@ def from_dict(kind: type[Config], values: Any, *, where: str) -> Config:
             f"{where}: expected the fields of {kind.__name__}, got {type(values).__name__}"
         )
     fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(values.keys() - fields):
+    if unknown := sorted(values.keys() - fields, key=str):
         raise ConfigError(f"{where}: {kind.__name__} has no field {unknown[0]!r}; remove it")
     if missing := sorted(fields - values.keys()):
         raise ConfigError(f"{where}: field {missing[0]!r} of {kind.__name__} is missing; add it")

@@ -46,7 +46,7 @@ class MaskConfig:
     def __post_init__(self) -> None:
         for name in ("frames", "bins"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1 or value % 2 == 0:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1 or value % 2 == 0:
                 raise ConfigError(
                     f"MaskConfig.{name} must be an odd positive integer, got {value!r}"
                 )
@@ -203,11 +203,13 @@ def margin_map(value: Map, *, share: float = 0.05, valid: Mask | None = None) ->
     """Log of a non-negative difference ``(f, t)`` over its quantile: at least 0 inside the mask,
     below 0 outside.
 
-    The mask with its confidence: a bin just above the quantile has a margin near 0. Bins outside
-    ``valid`` are NaN.
+    The mask with its confidence: a bin just above the quantile has a margin near 0. Bins that do
+    not differ at all are at minus infinity, also where the quantile is 0; those outside ``valid``
+    are NaN.
     """
     inside = value[valid] if valid is not None else value.flatten()
     threshold = inside.topk(max(1, round(share * len(inside)))).values[-1]
     tiny = torch.finfo(value.dtype).tiny
     margin = (value.clamp_min(tiny) / threshold.clamp_min(tiny)).log()
+    margin = margin.where(value > 0, -torch.inf)
     return margin if valid is None else margin.where(valid, torch.nan)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ NOISE_BLOCK = 64
 it."""
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """What sampling needs of a model; `models.segdiff.SpecSegDiff` is one."""
 
@@ -81,16 +82,18 @@ def sample(
     return Draws(torch.stack([r.mean for r in results]), torch.stack([r.spread for r in results]))
 
 
-def moments(chunks: Iterable[Float[Tensor, "d f t"]]) -> Draws:
+def moments(chunks: Iterable[Float[Tensor, "_ f t"]]) -> Draws:
     """Mean and standard deviation ``(f, t)`` over draws that come in chunks."""
-    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    count, mean, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for chunk in chunks:
         # draw by draw: a sum over the chunk would round by how draws are chunked
         for draw in chunk.double():
-            total, squares = total + draw, squares + draw.square()
-        count += len(chunk)
-    mean = total / count
-    return Draws(mean.float(), (squares / count - mean.square()).clamp_min(0).sqrt().float())
+            # Welford, Technometrics 4 (1962), 419: equal draws spread by exactly 0
+            count += 1
+            off = draw - mean
+            mean = mean + off / count
+            squares = squares + off * (draw - mean)
+    return Draws(mean.float(), (squares / count).sqrt().float())
 
 
 @torch.inference_mode()
@@ -107,7 +110,7 @@ def draw_masks(
     chunk: int = 8,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], object] | None = None,
-) -> Iterator[Float[Tensor, "d f t"]]:
+) -> Iterator[Float[Tensor, "_ f t"]]:
     """Yield the draws ``indices`` of one condition in chunks ``(d, f, t)`` in [0, 1].
 
     The condition is encoded once, never per step or draw; a step at which the denoiser sees
@@ -156,7 +159,7 @@ def draw_masks(
 def _denoise(
     model: Segmenter,
     noise: Float[Tensor, "d c f t"],
-    encoded: Float[Tensor, "1 c f t"],
+    encoded: Float[Tensor, "1 e f t"],
     scheduler: Any,
     generators: list[torch.Generator],
     blind: Tensor | None,
@@ -171,10 +174,12 @@ def _denoise(
             prediction = model.denoise(x, step.expand(len(x)).to(x.device), shared).float()
         if model.config.prediction == "sample":
             prediction = model.clean(prediction)
-        x = scheduler.step(prediction, step, x, generator=generators).prev_sample
+        stepped = scheduler.step(prediction, step, x, generator=generators)
+        x = stepped.prev_sample
         if progress is not None:
             progress(len(x))
-    return x
+    # DDPMScheduler adds noise to the last sample too, unless it ends at step 0
+    return stepped.pred_original_sample
 
 
 def starting_noise(

@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ MIN_LOGMEL_CORR = 0.6
 """Below it a result is no copy: mismatched utterances of the paired corpus reach 0.51 at most."""
 
 
+@runtime_checkable
 class Vocoder(Protocol):
     """A callable that copies speech ``(n,)``, float32 at 16 kHz, and leaves traces of synthesis.
 

@@ -7,7 +7,7 @@ voice and nobody's licence is needed, and its vocoded copy has a true mask.
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ UTTERANCE = (
 """'Nobody ever spoke this; a machine made the voice of pulses', in ARPAbet: a colon marks
 stress, ``_`` a pause."""
 
-Array = npt.NDArray[np.float64]
+Array: TypeAlias = npt.NDArray[np.float64]
+Formants: TypeAlias = tuple[float, float, float]
 
 
 class Segment(NamedTuple):
@@ -35,7 +36,7 @@ class Segment(NamedTuple):
 
     ms: float
     "Duration in milliseconds."
-    formants: tuple[float, float, float] | None = None
+    formants: Formants | None = None
     "F1, F2, F3 in Hz; None takes those of what follows."
     voice: float = 0.0
     "Amplitude of the glottal pulses; a vowel has 1."
@@ -47,13 +48,12 @@ class Segment(NamedTuple):
     "Band of that noise in Hz."
 
 
-def _vowel(*formants: tuple[float, float, float], ms: float = 80.0) -> tuple[Segment, ...]:
-    return tuple(Segment(ms / len(formants) ** 0.5, f, voice=1.0, breath=0.03) for f in formants)
+def _vowel(*targets: Formants, ms: float = 80.0) -> tuple[Segment, ...]:
+    each = ms if len(targets) == 1 else 0.7 * ms
+    return tuple(Segment(each, formants, voice=1.0, breath=0.03) for formants in targets)
 
 
-def _stop(
-    formants: tuple[float, float, float], band: tuple[float, float], *, voiced: bool
-) -> tuple[Segment, ...]:
+def _stop(formants: Formants, band: tuple[float, float], *, voiced: bool) -> tuple[Segment, ...]:
     closure = Segment(55.0, formants, voice=0.12 if voiced else 0.0)
     burst = Segment(12.0, formants, hiss=0.15 if voiced else 0.3, band=band)
     return (closure, burst) if voiced else (closure, burst, Segment(35.0, None, breath=0.15))
@@ -117,21 +117,20 @@ def synthesise_voice(phones: str = UTTERANCE, *, seed: int, f0_hz: float = 118.0
     """Speak ``phones``, symbols of `PHONES` between spaces: ``(n,)``, float32 at 16 kHz, peak 0.5.
 
     A source of Rosenberg pulses and noise drives a cascade of eight resonators; frication joins
-    behind it (Klatt 1980, doi 10.1121/1.383940, with his Eq. 1-3; one band of noise in place of
-    his parallel branch). Pitch falls by a quarter around ``f0_hz`` over each phrase, rises on
-    stressed vowels, and trembles (flutter of Klatt & Klatt 1990, jitter, shimmer). A room that
-    decays by 60 dB in 0.25 s and a faint, wandering noise follow, so that no silence is digital.
-    ``seed`` draws all that is random. Raises `ConfigError` on an unknown phone, no phone, a
-    negative seed, or a pitch outside 50 to 400 Hz.
+    behind it (Klatt 1980, doi 10.1121/1.383940, with one band of noise in place of his parallel
+    branch). Pitch falls by a fifth around ``f0_hz`` over each phrase, rises on stressed vowels, and
+    trembles (flutter, jitter, shimmer). A room that decays by 60 dB in 0.25 s and a faint,
+    wandering noise follow, so that no silence is digital. ``seed`` draws all that is random. Raises
+    `ConfigError` on an unknown phone, no phone, a negative seed, or a pitch outside 50 to 400 Hz.
 
     >>> synthesise_voice("_ h ax l ow: _", seed=0).shape
-    torch.Size([13042])
+    torch.Size([11187])
     """
     if not isinstance(seed, int) or seed < 0:
         raise ConfigError(f"seed must be an integer of at least 0, got {seed!r}")
     if not 50 <= f0_hz <= 400:
         raise ConfigError(f"f0_hz must lie between 50 and 400 Hz, got {f0_hz!r}")
-    segments, pitch = _segments(phones)
+    segments, formants, pitch = _segments(phones)
     rng = np.random.default_rng(seed)
     edges = np.rint(np.cumsum([0.0, *(s.ms for s in segments)]) * SAMPLE_RATE / 1000).astype(int)
     counts = np.diff(edges)
@@ -146,7 +145,7 @@ def synthesise_voice(phones: str = UTTERANCE, *, seed: int, f0_hz: float = 118.0
     noise = rng.standard_normal(len(f0)) * (0.5 + 0.5 * openness)
     source = voice * flow + track([s.breath for s in segments], 15.0) * noise
     for k, width in enumerate(_BANDWIDTHS):
-        centre = track([(s.formants or (0.0,) * 3)[k] for s in segments], 60.0)
+        centre = track([targets[k] for targets in formants], 60.0)
         source = _resonate(source, centre, width)
     for centre_hz, width in _UPPER:
         source = _resonate(source, np.array([centre_hz]), width)
@@ -192,8 +191,8 @@ def _asset(name: str) -> Path:
     return Path(str(files("specsegdiff") / "assets" / name))
 
 
-def _segments(phones: str) -> tuple[list[Segment], list[float]]:
-    """Segments with all formants known, and the pitch of each over the mean."""
+def _segments(phones: str) -> tuple[list[Segment], list[Formants], list[float]]:
+    """Segments, the formants of each, and its pitch over the mean."""
     segments: list[Segment] = []
     pitch: list[float] = []
     phrase: list[float] = []
@@ -209,16 +208,17 @@ def _segments(phones: str) -> tuple[list[Segment], list[float]]:
             pitch += _fall(phrase)
             phrase = []
     pitch += _fall(phrase)
+    if not segments:
+        raise ConfigError("phones is empty; name some, for example '_ h ax l ow: _'")
     known = [s.formants for s in segments if s.formants]
-    following = known[-1] if known else (500.0, 1_500.0, 2_500.0)
-    for i in reversed(range(len(segments))):
-        following = segments[i].formants or following
-        segments[i] = segments[i]._replace(formants=following)
-    return segments, pitch
+    formants = [known[-1] if known else (500.0, 1_500.0, 2_500.0)]
+    for segment in reversed(segments):
+        formants.append(segment.formants or formants[-1])
+    return segments, formants[:0:-1], pitch
 
 
 def _fall(accents: list[float]) -> list[float]:
-    """Pitch of the segments of a phrase: a fall by a quarter, around 1, under their accents."""
+    """Pitch of the segments of a phrase: a fall by a fifth, around 1, under their accents."""
     n = len(accents)
     return [1.12 - 0.24 * (i + 0.5) / n + accent for i, accent in enumerate(accents)]
 
@@ -235,7 +235,7 @@ def _glide(steps: Array, ms: float) -> Array:
 
 
 def _flutter(n: int, rng: np.random.Generator) -> Array:
-    """Slow trembling of the pitch around 1 (Klatt & Klatt 1990, Eq. 1, with FL = 25)."""
+    """Slow trembling of the pitch around 1 (Klatt & Klatt 1990, flutter of 25 %)."""
     t = np.arange(n) / SAMPLE_RATE
     waves = [np.sin(2 * np.pi * (hz * t + rng.random())) for hz in (12.7, 7.1, 4.7)]
     return 1 + 0.005 * np.sum(waves, axis=0)
@@ -244,7 +244,7 @@ def _flutter(n: int, rng: np.random.Generator) -> Array:
 def _glottis(f0: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Derivative of the flow through the glottis, RMS 1, and how far it stands open, in [0, 1].
 
-    Rosenberg 1971, pulse B-like: 40 % of a period rising, 16 % falling, the rest closed. The
+    Rosenberg 1971, pulse C: 40 % of a period rising, 16 % falling, the rest closed. The
     derivative is the radiation at the lips. Four-fold sampling keeps the sharp closure from
     aliasing.
     """
@@ -275,23 +275,22 @@ def _resonate(signal: Array, centre: Array, width: float) -> Array:
     from scipy.signal import lfilter
 
     c = -np.exp(-2 * np.pi * width / SAMPLE_RATE)
-    last = before = 0.0
     out = np.empty_like(signal)
     step = _STEP if len(centre) > 1 else len(signal)
     for start in range(0, len(signal), step):
         b = 2 * np.sqrt(-c) * np.cos(2 * np.pi * centre[start] / SAMPLE_RATE)
         block = slice(start, start + step)
+        last, before = (out[start - 1], out[start - 2]) if start else (0.0, 0.0)
         state = [b * last + c * before, c * last]
         out[block], _ = lfilter([1 - b - c], [1, -b, -c], signal[block], zi=state)
-        before, last = out[block][-2:] if len(out[block]) > 1 else (last, out[block][-1])
     return out
 
 
 def _band_noise(n: int, band: tuple[float, float], rng: np.random.Generator) -> Array:
-    """White noise through a gentle band-pass, RMS 1."""
+    """White noise through a band-pass of 18 dB an octave, RMS 1."""
     from scipy.signal import butter, sosfilt
 
-    sections = butter(2, band, btype="bandpass", fs=SAMPLE_RATE, output="sos")
+    sections = butter(3, band, btype="bandpass", fs=SAMPLE_RATE, output="sos")
     noise: Array = sosfilt(sections, rng.standard_normal(n))
     return noise / _rms(noise)
 

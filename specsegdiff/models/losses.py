@@ -32,7 +32,7 @@ class LossConfig:
     image size."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.pure_noise <= 1 or self.softness < 0 or self.dice < 0:
+        if not (0 <= self.pure_noise <= 1 and self.softness >= 0 and self.dice >= 0):
             raise ConfigError(
                 f"LossConfig needs pure_noise in [0, 1], softness and dice >= 0, got {self!r}"
             )
@@ -77,7 +77,7 @@ def diffusion_loss(
         per_item = squares.flatten(1).sum(1)
         if config.reduction == "mean":
             per_item = per_item / valid.flatten(1).sum(1).clamp_min(1)
-        return per_item.mean(), {"mse": squares.sum() / valid.sum()}
+        return per_item.mean(), {"mse": squares.sum() / valid.sum().clamp_min(1)}
     target = (margin / config.softness).sigmoid() if config.softness else mask
     bce = F.binary_cross_entropy_with_logits(output, target, reduction="none")
     bce = (bce * valid).sum() / valid.sum().clamp_min(1)

@@ -24,7 +24,8 @@ SCORES = {"gdice": "GDice", "average_precision": "AP"}
 
 def pages() -> list[Path]:
     """Files that may hold a block."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    cards = (ROOT / "specsegdiff" / "assets").rglob("*.md")
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(cards)]
 
 
 def fill(text: str, results: Path) -> str:

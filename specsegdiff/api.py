@@ -20,6 +20,9 @@ from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter, spectrum_win
 WINDOW_FRAMES = 2048
 "Frames that a window of a long recording contributes, half a minute; context comes on top."
 
+SILENCE = 1e-12
+"RMS below which a recording holds no sound; its gain would leave the range of float32."
+
 DEFAULT_MODEL = "specsegdiff-small"
 "Name of the embedded model, a folder in ``specsegdiff/assets``."
 
@@ -110,12 +113,13 @@ def _read(stream: AudioStream, model: SpecSegDiff) -> tuple[MapStore, float]:
         block = stream.read(start, min(start + BLOCK_SAMPLES, n))
         energy += float(block.double().square().sum())
         writer.append(block[None])
-    if energy == 0:
+    level = (energy / n) ** 0.5
+    if level < SILENCE:
         raise AudioError(
-            f"{stream.name} is digital silence: all {n} samples are zero; "
-            "pass a recording that holds sound"
+            f"{stream.name} is digital silence: its {n} samples have an RMS of {level:.3g}, "
+            f"expected at least {SILENCE:g}; pass a recording that holds sound"
         )
-    return writer.finish(), model.config.rms / (energy / n) ** 0.5
+    return writer.finish(), model.config.rms / level
 
 
 def _explain_window(

@@ -140,8 +140,8 @@ def from_dict(kind: type[Config], values: Any, *, where: str) -> Config:
 
 
 def _typed(hint: Any, value: Any, *, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where=where)  # type: ignore[type-var]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where=where)
     origin = typing.get_origin(hint)
     if origin is tuple and isinstance(value, list | tuple):
         inner = typing.get_args(hint)
@@ -158,11 +158,11 @@ def _typed(hint: Any, value: Any, *, where: str) -> Any:
         if any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
             return value
     elif origin in (typing.Union, types.UnionType):
-        kinds = typing.get_args(hint)
-        if value is None and type(None) in kinds:
+        choices = typing.get_args(hint)
+        if value is None and type(None) in choices:
             return None
-        exact = [k for k in kinds if k in (bool, int, float, str) and type(value) is k]
-        others = [k for k in kinds if k is not type(None)]
+        exact = [k for k in choices if k in (bool, int, float, str) and type(value) is k]
+        others = [k for k in choices if k is not type(None)]
         return _typed((exact or others)[0], value, where=where)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         # a whole number in a file may be too large for a float

@@ -1,4 +1,4 @@
-"""Small models for tests. Untrained ones hide mistakes: their last layers are zero, so they are woken."""
+"""Small models for tests, woken up: an untrained one hides mistakes behind layers that are zero."""
 
 from dataclasses import replace
 from typing import Any

@@ -108,3 +108,8 @@ def test_the_mask_recipe_is_passed_on(pair: Pair) -> None:
         lambda pair, fake: torch.zeros(513, 63), [pair], masks=MaskConfig(quantile=0.5)
     )
     assert half[0]["average_precision"] == pytest.approx(50, abs=0.01)
+    # no bin is true: a ranking of them is undefined, and JSON has no NaN
+    none = score_maps(
+        lambda pair, fake: torch.zeros(513, 63), [pair], masks=MaskConfig(quantile=0.999999)
+    )
+    assert none[0]["average_precision"] is None

@@ -16,6 +16,7 @@ from specsegdiff import api
 from specsegdiff.cli import app
 from specsegdiff.data.audio import load_audio, write_audio
 from specsegdiff.data.pairs import Pair, read_manifest, write_manifest
+from specsegdiff.data.voice import example_mask
 from specsegdiff.explanation import Explanation
 from specsegdiff.models.segdiff import PRESETS, SpecSegDiff
 
@@ -136,11 +137,12 @@ def test_explain_prints_json_and_nothing_else(place: Path, tmp_path: Path) -> No
     assert told | {"out": None} == json.loads(expected.to_json()) | {"out": None}
 
 
-def test_the_example_is_compared_with_its_true_mask(place: Path) -> None:
+def test_the_example_is_compared_with_its_true_mask(place: Path, tmp_path: Path) -> None:
     words = ("explain", "--example", "--model", place / "model", "--draws", 1)
-    told = json.loads(succeed(*words, "--json").stdout)
+    told = json.loads(succeed(*words, "--out", tmp_path / "out", "--json").stdout)
     assert told["provenance"]["source"].endswith("example.flac")
-    assert 0 <= told["true_share"] <= 1
+    marked = Explanation.load(tmp_path / "out").mask
+    assert told["true_share"] == pytest.approx(float(example_mask()[marked].float().mean()))
     assert f"true mask: {100 * told['true_share']:.0f} %" in succeed(*words).stdout
 
 

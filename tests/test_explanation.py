@@ -201,6 +201,24 @@ def test_a_save_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
     assert torch.equal(Explanation.load(tmp_path / "out").heatmap, old.heatmap)
 
 
+def test_a_swap_that_fails_puts_the_old_one_back(tmp_path, monkeypatch):
+    old = make()
+    old.save(tmp_path / "out")
+    rename = Path.rename
+
+    def refuse_the_new(path, target):
+        if Path(target) == tmp_path / "out" and refusals.pop():
+            raise OSError("busy")
+        return rename(path, target)
+
+    refusals = [False, True]
+    monkeypatch.setattr(Path, "rename", refuse_the_new)
+    with pytest.raises(OutputError, match="busy"):
+        make(3000).save(tmp_path / "out")
+    assert torch.equal(Explanation.load(tmp_path / "out").heatmap, old.heatmap)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
@@ -347,6 +365,14 @@ def test_listen_plays_at_the_recordings_level():
         # half a 16-bit step, doubled by truncation
         expected = ex.audio("artifacts").numpy() * 10 ** (gain_db / 20)
         assert np.allclose(came, expected, atol=1 / 32767)
+
+
+def test_listen_never_passes_full_scale():
+    pytest.importorskip("IPython", reason="IPython is optional")
+    player = make(4000, config=StftConfig()).listen("artifacts", gain_db=90.0)
+    samples = np.frombuffer(player.data[44:], "<i2")
+    # 16-bit full scale, less what truncation takes
+    assert np.abs(samples).max() in (32766, 32767)
 
 
 def test_listen_names_what_is_missing(monkeypatch):

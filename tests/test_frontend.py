@@ -113,7 +113,7 @@ def test_log_magnitude_is_finite_on_silence_and_exact_above_the_floor():
     ],
 )
 def test_what_is_no_waveform_is_refused(wave):
-    with pytest.raises(ShapeError, match="expected a .*waveform"):
+    with pytest.raises(ShapeError, match=r"expected a .*waveform"):
         Stft()(wave)
 
 

@@ -82,7 +82,9 @@ def test_a_soft_label_narrows_to_the_hard_mask(model):
     hard = float(loss_of(model, margin, dice=0.3)[0])
     gaps = [abs(float(loss_of(model, margin, dice=0.3, softness=s)[0]) - hard) for s in (1, 0.1)]
     assert gaps[0] > gaps[1] > 1e-6
-    assert float(loss_of(model, margin, dice=0.3, softness=1e-4)[0]) == pytest.approx(hard, rel=1e-6)
+    assert float(loss_of(model, margin, dice=0.3, softness=1e-4)[0]) == pytest.approx(
+        hard, rel=1e-6
+    )
 
 
 def test_a_perfect_prediction_costs_nothing(model, monkeypatch):

@@ -45,7 +45,9 @@ def test_a_width_may_be_a_variance_or_a_deviation():
     assert torch.equal(deviation, gaussian_taps(11, 9.0))
     assert not torch.allclose(deviation, gaussian_taps(11, 3.0))
     value, wide = magnitudes(1, 33, 20), MaskConfig(spread_is="deviation")
-    assert torch.equal(smooth(value, wide), smooth(value, MaskConfig(time_spread=9, freq_spread=25)))
+    assert torch.equal(
+        smooth(value, wide), smooth(value, MaskConfig(time_spread=9, freq_spread=25))
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,9 @@ def slow_difference(real, fake, config):
         total, weights = 0.0, 0.0
         for df in range(-(config.bins // 2), config.bins // 2 + 1):
             for dt in range(-(config.frames // 2), config.frames // 2 + 1):
-                weight = np.exp(-(df**2) / (2 * config.freq_spread) - dt**2 / (2 * config.time_spread))
+                weight = np.exp(
+                    -(df**2) / (2 * config.freq_spread) - dt**2 / (2 * config.time_spread)
+                )
                 row, column = min(max(f + df, 0), bins - 1), min(max(t + dt, 0), frames - 1)
                 total += weight * float(value[row, column])
                 weights += weight
@@ -129,7 +133,7 @@ def test_the_mask_knows_no_level_of_both_and_no_equaliser_of_both():
     real, fake = magnitudes(1, 200, 30, seed=1), magnitudes(1, 200, 30, seed=2)
     mask = ground_truth(real, fake)
     assert torch.equal(ground_truth(8 * real, 8 * fake), mask)
-    # smooth over frequency, so that it nearly commutes with smoothing; the rest are bins at the edge
+    # it changes slowly over frequency, so that it nearly commutes with smoothing
     tilt = torch.logspace(-1, 1, 200)[:, None]
     assert float((ground_truth(tilt * real, tilt * fake) ^ mask).double().mean()) < 0.005
     assert float((ground_truth(real, tilt * fake) ^ mask).double().mean()) > 0.02

@@ -37,7 +37,7 @@ def millions(model, digits):
 
 
 def test_the_papers_networks_have_the_published_sizes():
-    """Parameter counts of SegDiff's code at 128 channels; on the meta device, which holds no memory."""
+    """Parameter counts of SegDiff's code at 128 channels; the meta device holds no memory."""
     with torch.device("meta"):
         model = SpecSegDiff.from_preset("paper")
         assert millions(model.unet, 1) == 117.6
@@ -265,7 +265,7 @@ def test_impossible_settings_are_refused(fields):
 
 
 def test_presets_are_named_in_the_error():
-    with pytest.raises(ConfigError, match="paper.*small.*tiny"):
+    with pytest.raises(ConfigError, match=r"paper.*small.*tiny"):
         SpecSegDiff.from_preset("large")
 
 
@@ -329,7 +329,7 @@ def test_the_reach_of_a_unet_is_counted_right(res_blocks, levels):
 
 
 def test_a_map_moves_with_its_recording():
-    """Position norm and frequency attention: shifting by whole columns shifts the map, away from ends."""
+    """With position norm and frequency attention: a shift by whole columns, away from the ends."""
     model, shift = make_model(), 3 * 8
     reach = -(-model.reach // 8) * 8
     frames = 2 * reach + 80

@@ -1,4 +1,4 @@
-"""Draws: the condition is encoded once, each draw owns its noise, and nothing else changes a number."""
+"""Draws: the condition is encoded once, each draw owns its noise, nothing else changes a number."""
 
 import math
 from itertools import pairwise
@@ -212,8 +212,8 @@ class _Holder:
 
 
 def hand_made(model, condition, indices, *, steps, sampler, predict, seed=0):
-    """Reverse diffusion by the formulas, in float64: DDIM (Song 2021, Eq. 12), DDPM (Ho 2020, Eq. 7,
-    variance beta)."""
+    """Reverse diffusion by the formulas, in float64: DDIM is Eq. 12 of Song 2021, DDPM Eq. 7 of Ho
+    2020 with variance beta."""
     config = model.config
     level = alpha_bar(config)
     encoded = model.encode(condition[None])

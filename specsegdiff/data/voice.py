@@ -59,13 +59,13 @@ def _stop(formants: Formants, band: tuple[float, float], *, voiced: bool) -> tup
     return (closure, burst) if voiced else (closure, burst, Segment(35.0, None, breath=0.15))
 
 
-# Means of 33 men (Peterson & Barney 1952, Table II); diphthongs glide between two of them.
+# Means of 33 men (Peterson & Barney 1952, Table II), and the schwa of a nearly uniform tube.
 _IY, _IH, _EH, _AE = (270, 2290, 3010), (390, 1990, 2550), (530, 1840, 2480), (660, 1720, 2410)
 _AA, _AO, _UH, _UW = (730, 1090, 2440), (570, 840, 2410), (440, 1020, 2240), (300, 870, 2240)
 _AH, _ER, _AX = (640, 1190, 2390), (490, 1350, 1690), (500, 1450, 2450)
 _LIPS, _TEETH, _PALATE = (400.0, 1800.0), (3000.0, 7500.0), (1600.0, 3200.0)
 
-# Consonants start from Klatt 1980, Table III. Nasals lack the pole and zero of the nasal tract.
+# Consonants are close to Klatt 1980, Table III. Nasals lack the pole and zero of the nasal tract.
 PHONES: dict[str, tuple[Segment, ...]] = {
     "iy": _vowel(_IY),
     "ih": _vowel(_IH),

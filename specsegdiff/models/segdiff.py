@@ -8,7 +8,7 @@ the condition is the log-magnitude spectrogram and the target is the mask of wha
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,6 @@ from specsegdiff.models.rrdb import RRDBNet
 from specsegdiff.models.unet import UNet, UNetConfig
 from specsegdiff.sampling import sample
 from specsegdiff.shapes import Map, Wave, check_wave
-
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ PRESETS: dict[str, SegDiffConfig] = {
         train_steps=1000,
         schedule="squaredcos_cap_v2",
         sampler="ddim",
-        steps=1,
+        steps=2,
     ),
     # For tests and dry runs: the `small` design at a size that trains in seconds.
     "tiny": SegDiffConfig(
@@ -199,6 +196,10 @@ class SpecSegDiff(nn.Module):
 
     name = "SpecSegDiff"
     "What an explanation calls the model; `from_pretrained` sets the folder's or hub id's name."
+    signal: Tensor
+    "sqrt(alpha_bar) of each step."
+    prior: nn.Parameter | None
+    "Logit of each bin of a patch by frequency row, added to the output."
 
     def __init__(self, config: SegDiffConfig | None = None) -> None:
         super().__init__()
@@ -217,7 +218,7 @@ class SpecSegDiff(nn.Module):
         if self.config.prediction == "sample":
             # the logit of a 5 % foreground; a network that has to learn it bends all its features
             # into one constant direction first, and takes a thousand steps to come back
-            nn.init.constant_(self.unet.last.bias, math.log(0.05 / 0.95))
+            nn.init.constant_(self._output_bias(), math.log(0.05 / 0.95))
         self.prior = None
         if self.config.row_embedding:
             self.prior = nn.Parameter(torch.zeros(1, channels, self.grid(1)[0], 1))
@@ -225,7 +226,7 @@ class SpecSegDiff(nn.Module):
         # exactly zero where the schedule ends in noise alone, so that one pass serves all draws
         signal[-1] = signal[-1].where(signal[-1] > 1e-3, 0)
         self.register_buffer("signal", signal, persistent=False)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Self:
@@ -344,7 +345,10 @@ class SpecSegDiff(nn.Module):
             raise ConfigError("a prior needs prediction='sample' and row_embedding=True")
         logit = share.clamp(1e-3, 1 - 1e-3).logit()
         columns = logit[None, :, None].expand(1, -1, self.config.patch[1])
-        self.prior.copy_(self.fold(columns) - self.unet.last.bias[0])
+        self.prior.copy_(self.fold(columns) - self._output_bias()[0])
+
+    def _output_bias(self) -> Tensor:
+        return cast(Tensor, self.unet.last.bias)
 
     def is_blind(self, step: Tensor) -> bool:
         """Tell whether the denoiser sees nothing of x_t at a step: then all draws share its
@@ -358,7 +362,7 @@ class SpecSegDiff(nn.Module):
 
     # ------------------------------------------------------------------ diffusion
 
-    def scheduler(self, *, sampler: str | None = None) -> "SchedulerMixin":
+    def scheduler(self, *, sampler: str | None = None) -> Any:
         """Noise scheduler of diffusers for this model; ``sampler`` is 'ddpm' or 'ddim'."""
         config = self.config
         # 1000 / T keeps the total noise of the 1000-step schedule (improved diffusion, SegDiff)

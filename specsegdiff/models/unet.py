@@ -240,7 +240,7 @@ class UNet(nn.Module):
         h = F.pad(h, (0, -frames % self.config.stride, 0, -bins % self.config.stride))
         skips = [h]
         for level, blocks in enumerate(self.down):
-            for block in blocks:
+            for block in blocks.children():
                 h = block(h, embedding)
                 skips.append(h)
             if level < len(self.shrink):
@@ -249,7 +249,7 @@ class UNet(nn.Module):
         for block in self.middle:
             h = block(h, embedding)
         for level, blocks in enumerate(self.up):
-            for block in blocks:
+            for block in blocks.children():
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if level < len(self.grow):
                 h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))

@@ -210,6 +210,10 @@ def train(
     module = SegmenterModule(config, [p for p in pairs if p.split == "val"])
     shared = (module.model.config, config.masks, config.augment)
     items = make_items([p for p in pairs if p.split == "train"], *shared, seed=config.seed)
+    if not items:
+        raise ConfigError(
+            f"{config.pairs} has no readable pair to train on; check its split column"
+        )
     if module.model.prior is not None:
         module.model.set_prior(mean_mask(items))
     if config.local_pairs:
@@ -241,17 +245,23 @@ def train(
         num_sanity_val_steps=0,
         log_every_n_steps=20,
         callbacks=[average, checkpoint, LearningRateMonitor()],
-        logger=CSVLogger(out, name="", version="log"),
+        # log/version_0, and the next number for a resumed run: Lightning would delete the log
+        logger=CSVLogger(out, name="log"),
         enable_model_summary=False,
     )
-    last = out / "last.ckpt"
-    trainer.fit(
-        module,
-        DataLoader(crops, batch_size=config.batch, sampler=_Onwards(crops, module)),
-        ckpt_path=last if resume and last.exists() else None,
-        weights_only=False,
-    )
-    # WeightAveraging copies the averaged weights into the module when training ends
+    last = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
+    stored = torch.load(last, map_location="cpu", weights_only=False) if last else None
+    if stored is None or stored["global_step"] < trainer.max_steps:
+        trainer.fit(
+            module,
+            DataLoader(crops, batch_size=config.batch, sampler=_Onwards(crops, module)),
+            ckpt_path=last,
+            weights_only=False,
+        )
+        # WeightAveraging copies the averaged weights into the module when training ends
+    else:
+        # with nothing left to do Lightning would leave the last weights, not their average
+        module.load_state_dict(stored["state_dict"])
     module.model.save_pretrained(out / "model", half=True)
     hub.write_atomic(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2).encode())
     return module.model.eval()

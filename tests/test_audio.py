@@ -220,7 +220,8 @@ def test_other_formats_equal_their_decoding_by_soundfile(tmp_path, format, subty
 def test_a_format_foreign_to_soundfile_comes_through_ffmpeg(tmp_path):
     source, path = tmp_path / "tone.wav", tmp_path / "tone.m4a"
     sf.write(source, np.stack([tone(44_100, 440), tone(44_100, 440)], axis=1) / 2, 44_100)
-    subprocess.run(["ffmpeg", "-v", "error", "-i", source, path], check=True)
+    command = ["ffmpeg", "-v", "error", "-i", source, "-movflags", "faststart", path]
+    subprocess.run(command, check=True)
     wave = load_audio(path)
     assert len(wave) == pytest.approx(8_000, abs=1_024)  # AAC works in frames of 1024 samples
     assert rms(wave[:8_000]) == pytest.approx(8**-0.5, rel=0.02)  # AAC at 128 kbit/s, one tone
@@ -369,6 +370,9 @@ def test_bad_values_are_counted_and_placed(tmp_path):
             open_audio(source, rate)
     with pytest.raises(AudioError, match="holds 8 NaN"):
         load_audio(torch.full((8,), torch.nan), 16_000)
+    blocks = [np.zeros(5), np.array([0.0, np.nan]), np.array([np.inf])]
+    with pytest.raises(AudioError, match=r"holds 2 NaN.* first at sample 6 of 8"):
+        samples.check_values(blocks, "blocks")
     with pytest.raises(AudioError, match="infinite"):
         load_audio(np.array([1e300], np.longdouble) ** 2, 16_000)
 
@@ -451,7 +455,7 @@ def test_files_that_are_none_are_refused(tmp_path):
     refused(tmp_path / "missing.wav", "No such file")
     refused("https://example.org/take.wav", "No such file")
     refused("take\0.wav", "cannot open")
-    refused(tmp_path, "directory")
+    refused(tmp_path, "is a directory, expected")
     (tmp_path / "empty.wav").touch()
     refused(tmp_path / "empty.wav", "0 bytes")
     refused(b"", "0 bytes")
@@ -461,7 +465,7 @@ def test_files_that_are_none_are_refused(tmp_path):
     refused(tmp_path / "take.raw", "soundfile")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.wav")
-        refused(tmp_path / "pipe.wav", "pipe")
+        refused(tmp_path / "pipe.wav", "device or pipe")
 
 
 def test_a_file_object_must_give_bytes(tmp_path):

@@ -164,7 +164,7 @@ def slow_top(value, share):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
-@pytest.mark.parametrize("kind", ["smooth", "ties", "constant", "signed", "tiny"])
+@pytest.mark.parametrize("kind", ["smooth", "ties", "constant", "zeros", "signed", "tiny"])
 def test_top_share_equals_the_sorted_one(kind, share, monkeypatch):
     # several blocks on a small map
     monkeypatch.setattr(grid, "BLOCK_FRAMES", 6)
@@ -173,6 +173,7 @@ def test_top_share_equals_the_sorted_one(kind, share, monkeypatch):
         "smooth": noise,
         "ties": (noise * 4).round() / 4,
         "constant": torch.zeros(17, 40),
+        "zeros": torch.where(noise < 0.5, -0.0, 0.0),
         "signed": torch.where(noise < 0.3, -0.0, noise - 0.5),
         "tiny": noise * 1e-42,
     }[kind]

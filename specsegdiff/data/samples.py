@@ -35,7 +35,7 @@ class Opened:
 def check_rate(value: object, *, what: str = "sample_rate") -> int:
     """Return ``value`` as int; raise `AudioError` unless it is a whole number within `RATES`."""
     try:
-        whole = 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        whole = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         is_whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
         whole = int(value) if is_whole else 0  # type: ignore[call-overload]

@@ -112,7 +112,7 @@ class SegDiffConfig:
 
 PRESETS: dict[str, SegDiffConfig] = {
     "paper": SegDiffConfig(),
-    # Departures from `paper`, each for speed on two CPU cores unless said otherwise: 8 x 4
+    # Departures from `paper`, each for speed on two CPU cores unless said otherwise: 8 x 8
     # patches, a smaller
     # encoder and UNet, one residual block a level; attention and norm that never mix frames, so
     # that long

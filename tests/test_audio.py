@@ -451,6 +451,14 @@ def test_damage_inside_a_flac_is_refused_and_the_rest_is_readable(tmp_path):
         assert stream.read(0, 100).shape == (100,)
 
 
+def test_a_file_that_shrinks_while_open_is_refused(tmp_path):
+    path = written(tmp_path)
+    with open_audio(path) as stream:
+        path.write_bytes(path.read_bytes()[:1_044])
+        with pytest.raises(AudioError, match="no samples from 500 on"):
+            stream.read(0, 6_000)
+
+
 def test_files_that_are_none_are_refused(tmp_path):
     refused(tmp_path / "missing.wav", "No such file")
     refused("https://example.org/take.wav", "No such file")

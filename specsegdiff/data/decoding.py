@@ -18,10 +18,7 @@ from specsegdiff.errors import AudioError
 
 # Formats and subtypes whose every sample sits at a known byte, or in FLAC: seeking is exact there.
 _ADDRESSABLE = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"}
-_SAMPLE_BYTES = {
-    **{"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3},
-    **{"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8},
-}
+_PLAIN = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 # libsndfile trusts the file's real size over the header and only notes the claim in its log.
 _CLAIM = re.compile(
     r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE
@@ -92,8 +89,8 @@ def from_file(path: Path, name: str, cleanup: ExitStack) -> Opened:
     for claim, real in _CLAIM.findall(file.extra_info):
         if int(claim) > int(real) + 1 and int(claim) not in _UNKNOWN_SIZE:
             raise _damaged(name, f"the header says {claim} bytes, {real} are there")
-    if file.format in _ADDRESSABLE and file.subtype in _SAMPLE_BYTES and file.seekable():
-        return _from_soundfile(file, name, size=status.st_size)
+    if file.format in _ADDRESSABLE and file.subtype in _PLAIN and file.seekable():
+        return _from_soundfile(file, name)
     return _from_soundfile(_decode_once(file, name, _temporary(cleanup), cleanup), name)
 
 
@@ -156,14 +153,11 @@ def _blocks(file: sf.SoundFile, name: str) -> Iterator[Samples]:
         raise _damaged(name, error) from error
 
 
-def _from_soundfile(file: sf.SoundFile, name: str, *, size: int | None = None) -> Opened:
-    """Read windows of a sample-addressable file, after checking its header against the bytes."""
+def _from_soundfile(file: sf.SoundFile, name: str) -> Opened:
+    """Read windows of a sample-addressable file, once its end and values are checked."""
     rate = check_rate(file.samplerate, what=f"sample rate of {name}")
     if file.frames == 0:
         raise AudioError(f"{name} holds no samples, expected at least one; fetch or write it again")
-    least = file.frames * file.channels * _SAMPLE_BYTES[file.subtype]
-    if size is not None and file.format != "FLAC" and least > size:
-        raise _damaged(name, f"the header says {least} bytes of samples, the file has {size}")
 
     def read(start: int, stop: int) -> Samples:
         out = np.empty(stop - start)

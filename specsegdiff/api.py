@@ -13,12 +13,16 @@ from specsegdiff.data.audio import AudioSource, AudioStream, open_audio
 from specsegdiff.errors import AudioError, ConfigError
 from specsegdiff.explanation import Explanation, assemble
 from specsegdiff.hub import weights_hash
-from specsegdiff.models.segdiff import SpecSegDiff
+from specsegdiff.models.segdiff import SegDiff, SpecSegDiff
 from specsegdiff.sampling import Draws, fastest_dtype, sample
-from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter, spectrum_window
+from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter
 
-WINDOW_FRAMES = 2048
-"Frames that a window of a long recording contributes, half a minute; context comes on top."
+WINDOW_FRAMES = 1024
+"Frames that a window of a long recording contributes, 16 s; context comes on top."
+
+CONTEXT_FRAMES = 256
+"""Frames that a window sees on each side of those; with the embedded model, what lies beyond moves
+its heat by less than 1e-5 (docs/decisions/0003)."""
 
 SILENCE = 1e-12
 "RMS below which a recording holds no sound; its gain would leave the range of float32."
@@ -31,7 +35,7 @@ def explain(
     source: AudioSource,
     sample_rate: int | None = None,
     *,
-    model: SpecSegDiff | None = None,
+    model: SegDiff | None = None,
     draws: int | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -40,23 +44,17 @@ def explain(
     device: str = "cpu",
     progress: Callable[[int, int], object] | bool | None = None,
 ) -> Explanation:
-    """Show where a recording was synthesised: the mean of the draws, their spread, a mask and its
-    regions.
+    """Show where a recording was synthesised: the heatmap, its spread, a mask and its regions.
 
-    ``source`` is a path, an array or tensor with its ``sample_rate`` in Hz, or a Hugging Face
-    audio dict; any
-    length, rate and channel count. ``draws`` and ``steps`` default to the model's own; the same
-    ``seed`` gives
-    the same maps. ``precision`` is the networks' type, by default bfloat16 where this CPU computes
-    with it.
-    ``progress`` is called with (network passes done, all), True shows a bar, None shows it for
-    long work in a
-    terminal. Memory does not grow with the recording: long ones are read, explained and stored in
-    windows.
+    ``source`` is a path, an array or tensor with its ``sample_rate`` in Hz, or a Hugging Face audio
+    dict; any length, rate and channel count. ``draws`` and ``steps`` default to the model's own;
+    the same ``seed`` gives the same maps. ``precision`` is the networks' type, by default bfloat16
+    where this CPU computes with it. ``progress`` is called with (network passes done, all); True
+    shows a bar, None shows it for long work in a terminal. Long recordings are read, explained and
+    stored in windows, so memory does not grow with them.
 
     Raises `AudioError` where the source cannot be read, is shorter than one analysis window or
-    digital silence,
-    and `ConfigError` on settings outside their domain. Source: arXiv 2506.03425.
+    digital silence, and `ConfigError` on settings outside their domain. Source: arXiv 2506.03425.
     """
     model = model or default_model()
     config = model.config
@@ -100,7 +98,7 @@ def explain(
     )
 
 
-def _read(stream: AudioStream, model: SpecSegDiff) -> tuple[MapStore, float]:
+def _read(stream: AudioStream, model: SegDiff) -> tuple[MapStore, float]:
     """Waveform ``(1, n)`` and the gain that brings it to the model's level, in one pass."""
     n, window = stream.n_samples, model.config.stft.n_fft
     if n < window:
@@ -123,7 +121,7 @@ def _read(stream: AudioStream, model: SpecSegDiff) -> tuple[MapStore, float]:
 
 
 def _explain_window(
-    model: SpecSegDiff,
+    model: SegDiff,
     wave: MapStore,
     gain: float,
     frames: tuple[int, int],
@@ -134,17 +132,15 @@ def _explain_window(
     precision: torch.dtype,
     progress: Callable[[int], object],
 ) -> Draws:
-    """Draws for some frames of a long recording, computed with all the context that they depend
-    on."""
+    """Draws for some frames of a long recording, computed with context on both sides."""
     unit = model.column_frames
-    context = -(-model.reach // unit) * unit
+    context = -(-CONTEXT_FRAMES // unit) * unit
     total = model.config.stft.n_frames(wave.shape[1])
     begin, end = max(0, frames[0] - context), min(total, frames[1] + context)
-    magnitude = spectrum_window(wave, model.stft, begin, end).abs() * gain
-    condition = model.normalise(magnitude)[None].to(next(model.parameters()).device)
+    condition = model.observe(wave, begin, end, gain=gain)
     drawn = sample(
         model,
-        condition,
+        condition.to(next(model.parameters()).device),
         draws=draws,
         steps=steps,
         seed=seed,
@@ -176,7 +172,7 @@ def asset(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _ready(model: SpecSegDiff, device: str) -> Iterator[None]:
+def _ready(model: SegDiff, device: str) -> Iterator[None]:
     """Model in evaluation mode on a device; it goes back to where and how it was."""
     home, training = next(model.parameters()).device, model.training
     try:

@@ -42,12 +42,11 @@ def score_maps(
     """Score the map of each pair at its own top share against the true mask: one row a pair.
 
     Several methods, by name, are scored on each pair in turn: one row a pair and method, with the
-    name in its field ``method``. A row holds id, vocoder, family, split, source_group (the id
-    where a pair has none),
-    vocoder_seen, and `SCORES` in percent; average_precision ranks all bins and is None where the
-    truth is empty. Only the band that both members carry counts; a ``'dtw'`` pair is aligned first.
-    ``progress`` is called with (pairs done, all). Raises `ShapeError` where a map does not lie on
-    the fake's axes, and as `load_pair`.
+    name in its field ``method``. A row holds id, vocoder, family, split, source_group (the id where
+    a pair has none), vocoder_seen, and `SCORES` in percent; average_precision ranks all bins and is
+    None where the truth is empty. Only the band that both members carry counts; a ``'dtw'`` pair is
+    aligned first. ``progress`` is called with (pairs done, all). Raises `ShapeError` where a map
+    does not lie on the fake's axes, and as `load_pair`.
     """
     masks, frontend = masks or MaskConfig(), Stft(stft)
     rows = []

@@ -60,8 +60,7 @@ def load_model(
     mode.
 
     Raises `CheckpointError` where the checkpoint is missing, damaged, of another class or holds
-    other tensors,
-    and `ConfigError` where its configuration has unknown, missing or invalid fields.
+    other tensors, and `ConfigError` where its configuration has unknown, missing or invalid fields.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -87,7 +86,13 @@ def load_model(
         raise CheckpointError(
             f"{folder / WEIGHTS_NAME} is damaged ({error}); fetch or save it again"
         ) from error
-    model = kind(config)
+    try:
+        model = kind(config)
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigError(
+            f"{folder / CONFIG_NAME} describes a model that could not be built ({error}); "
+            "restore the file that was saved with the weights"
+        ) from error
     expected = model.state_dict()
     wrong = sorted(
         name

@@ -2,10 +2,8 @@
 changed most.
 
 The recipe is that of arXiv 2506.03425 as far as it is public: both magnitude spectrograms are
-smoothed,
-their relative difference is taken, and the bins above its 95 % quantile are the mask. What the
-paper leaves
-open is a field of `MaskConfig`.
+smoothed, their relative difference is taken, and the bins above its 95 % quantile are the mask.
+What the paper leaves open is a field of `MaskConfig`.
 """
 
 from dataclasses import dataclass
@@ -107,8 +105,7 @@ def difference(real: Map, fake: Map, config: MaskConfig | None = None) -> Map:
     one (Eq. 2).
 
     Raises `ShapeError` where the shapes differ or a value is negative or not finite. Match levels
-    and align
-    first: a level is no artifact, and one frame of delay is one everywhere.
+    and align first: a level is no artifact, and one frame of delay is one everywhere.
     """
     config = config or MaskConfig()
     check_map(real, name="real")
@@ -135,9 +132,8 @@ def ground_truth(
     """Mask of the bins that differ most between two linear magnitudes ``(..., f, t)``.
 
     ``valid`` restricts the quantile and the mask to some bins, such as the `shared_band` of
-    band-limited
-    material, where everything above the band would win otherwise. Ties at the quantile count by
-    `top_share`.
+    band-limited material, where everything above the band would win otherwise. Ties at the quantile
+    count by `top_share`.
     """
     config = config or MaskConfig()
     return top_share(difference(real, fake, config), share=config.share, valid=valid)
@@ -148,8 +144,8 @@ def top_share(value: Map, *, share: float = 0.05, valid: Mask | None = None) -> 
     each item.
 
     Ties go to the lower index in ``(f, t)`` order, so a constant map still gives the full count.
-    With
-    ``valid``, shares count the valid bins, and no other bin is chosen. Raises `ShapeError` on NaN.
+    With ``valid``, shares count the valid bins, and no other bin is chosen. Raises `ShapeError` on
+    NaN.
 
     >>> top_share(torch.tensor([[[0.0, 3.0], [2.0, 1.0]]]), share=0.5)
     tensor([[[False,  True],

@@ -26,8 +26,8 @@ class Segmenter(Protocol):
     def grid(self, n_frames: int) -> tuple[int, int]:
         """Patch rows and columns of a map."""
 
-    def encode(self, condition: Map) -> Tensor:
-        """Encode a condition ``(b, f, t)``."""
+    def encode(self, condition: Tensor) -> Tensor:
+        """Encode a condition ``(b, c, t)``, where t counts the map's frames."""
 
     def denoise(self, x: Tensor, step: Tensor, encoded: Tensor) -> Tensor:
         """Predict on the grid ``(b, c, f, t)``."""
@@ -56,13 +56,13 @@ class Draws:
 @torch.inference_mode()
 def sample(
     model: Segmenter,
-    condition: Map,
+    condition: Float[Tensor, "b c t"],
     *,
     draws: int | None = None,
     items: Sequence[str] | None = None,
     **options: Any,
 ) -> Draws:
-    """Draw masks for conditions ``(b, f, t)`` and return their mean and spread.
+    """Draw masks for conditions ``(b, c, t)`` and return their mean and spread.
 
     The noise of a draw depends on the seed, the item's name (its place in ``items``, by default
     "0") and the draw's index only, never on batch size or order. ``options`` are those of
@@ -99,7 +99,7 @@ def moments(chunks: Iterable[Float[Tensor, "_ f t"]]) -> Draws:
 @torch.inference_mode()
 def draw_masks(
     model: Segmenter,
-    condition: Float[Tensor, "f t"],
+    condition: Float[Tensor, "c t"],
     indices: Sequence[int],
     *,
     steps: int | None = None,
@@ -113,9 +113,8 @@ def draw_masks(
 ) -> Iterator[Float[Tensor, "_ f t"]]:
     """Yield the draws ``indices`` of one condition in chunks ``(d, f, t)`` in [0, 1].
 
-    The condition is encoded once, never per step or draw; a step at which the denoiser sees
-    nothing of the draw (`Segmenter.is_blind`) is computed once too. ``chunk`` draws share a
-    network call on
+    The condition is encoded once, never per step or draw; a step at which the denoiser sees nothing
+    of the draw (`Segmenter.is_blind`) is computed once too. ``chunk`` draws share a network call on
     an accelerator. ``first_column`` tells where on the grid of a longer recording the condition
     starts. ``dtype`` is the networks' precision. ``progress`` is called with the number of draws
     after each step of a chunk.
@@ -129,14 +128,16 @@ def draw_masks(
     frames = condition.shape[-1]
     shape = (config.patch[0] * config.patch[1], *model.grid(frames))
     device = condition.device.type
-    with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
+    # entered around each use: held over a yield, it would leak into the caller
+    autocast = torch.autocast(device, dtype, enabled=dtype is not torch.float32)
+    with autocast:
         encoded = model.encode(condition[None])
     scheduler = model.scheduler(sampler=sampler)
     scheduler.set_timesteps(steps)
     blind = None
     if model.is_blind(scheduler.timesteps[0]):
-        with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
-            nothing = torch.zeros(1, *shape, device=encoded.device)
+        nothing = torch.zeros(1, *shape, device=encoded.device)
+        with autocast:
             blind = model.denoise(nothing, scheduler.timesteps[:1].to(encoded.device), encoded)
         blind = blind.float()
     # convolutions on a CPU round by the batch's size (PyTorch and oneDNN choose kernels by it), and
@@ -150,7 +151,7 @@ def draw_masks(
         if config.deterministic:
             noise.zero_()
         generators = [_generator(seed, item, d, "steps", first_column) for d in some]
-        with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
+        with autocast:
             x = _denoise(model, noise, encoded, scheduler, generators, blind, progress)
         clean = model.unfold(x, frames=frames).cpu()
         yield (clean / config.mask_scale + 1).div(2).clamp(0, 1)
@@ -203,12 +204,15 @@ def starting_noise(
 
 
 def fastest_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the device computes with it, float32 elsewhere; asked of the device, not
-    assumed."""
+    """bfloat16 where the device has instructions for it, float32 elsewhere."""
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if torch.device(device).type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.bfloat16
+    # oneDNN says it supports bfloat16 on any AVX-512 machine; where that is emulated, convolutions
+    # take twice the time of float32
+    if torch.device(device).type == "cpu":
+        found = torch.cpu.get_capabilities()
+        if any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+            return torch.bfloat16
     return torch.float32
 
 

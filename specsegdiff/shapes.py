@@ -1,8 +1,7 @@
 """Axis letters and array kinds that the whole library shares.
 
 One letter per axis, everywhere: ``b`` item of a batch, ``n`` sample, ``f`` frequency bin, ``t``
-frame,
-``d`` draw, ``c`` channel, ``k`` class.
+frame, ``d`` draw, ``c`` channel, ``k`` class.
 """
 
 from typing import TypeAlias

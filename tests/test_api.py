@@ -78,7 +78,7 @@ def test_windows_without_context_would_leave_seams(model, monkeypatch):
     """The test above can fail: it sees a context that is too short."""
     whole = explain(WAVE, RATE, model=model, **EXACT)
     monkeypatch.setattr(api, "WINDOW_FRAMES", 64)
-    monkeypatch.setattr(type(model), "reach", 8)
+    monkeypatch.setattr(api, "CONTEXT_FRAMES", 8)
     cut = explain(WAVE, RATE, model=model, **EXACT)
     assert not torch.allclose(cut.heatmap, whole.heatmap, atol=1e-5, rtol=0)
 
@@ -156,7 +156,10 @@ def test_every_kind_of_source_gives_the_same_maps(model, tmp_path):
 
 def test_twelve_channels_are_averaged(model):
     many = noise(12, 2000)
-    assert same(explain(many, RATE, model=model), explain(many.mean(0), RATE, model=model))
+    one, mean = (explain(wave, RATE, model=model, **EXACT) for wave in (many, many.mean(0)))
+    # the order of a sum over twelve channels depends on their layout in memory
+    assert torch.allclose(one.wave, mean.wave, atol=1e-7)
+    assert torch.allclose(one.heatmap, mean.heatmap, atol=1e-4)
 
 
 @pytest.mark.parametrize("rate", [1000, 8000, 44_100])

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from models import TINY, TINY_PAPER, awake, make_model, noise
 
 from specsegdiff.errors import ConfigError, ShapeError
+from specsegdiff.masks import smooth
+from specsegdiff.models.refine import Refine
 from specsegdiff.models.rrdb import RRDB, DenseBlock, RRDBNet
 from specsegdiff.models.segdiff import PRESETS, SegDiffConfig, SpecSegDiff
 from specsegdiff.models.unet import Attention, PositionNorm, UNet, UNetConfig, step_embedding
@@ -195,6 +197,11 @@ def test_the_step_matters_and_items_do_not_mix():
         {"norm": "batch"},
         {"attention_axis": "time"},
         {"dropout": 1.0},
+        {"multipliers": (1, 1.01)},
+        {"multipliers": (1, -1)},
+        {"multipliers": (1, math.inf)},
+        {"multipliers": (1, 2), "attention_levels": (2,)},
+        {"channels": 2**20},
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(fields):
@@ -237,6 +244,48 @@ def test_a_wave_becomes_a_heatmap():
     assert torch.equal(heat, sample(model, model.condition(noise(2, 400)), draws=2, seed=0).mean)
 
 
+def test_refining_splits_a_patch_into_its_four_quarters():
+    model = make_model()
+    value = noise(1, 33, 24)
+    quarters = model.refine._split(model.fold(value))
+    assert quarters.shape == (1, 8, 10, 12)
+    for row, column in ((0, 0), (3, 7), (7, 11)):
+        patch = quarters[0, :, row, column].reshape(4, 2)
+        assert torch.equal(patch, value[0, 4 * row : 4 * row + 4, 2 * column : 2 * column + 2])
+
+
+def test_an_untrained_refinement_changes_nothing_and_a_trained_one_sees_the_condition():
+    torch.manual_seed(0)
+    refine = Refine((8, 4), views=2, width=16)
+    prediction, condition = noise(1, 32, 5, 6), noise(1, 64, 5, 6, seed=1, scale=1.0)
+    with torch.no_grad():
+        assert torch.equal(refine(prediction, refine.view(condition)), torch.zeros_like(prediction))
+        torch.nn.init.normal_(refine.last.weight)
+        changed = condition.clone()
+        changed[:, 0, 2, 3] += 1
+        moved = refine(prediction, refine.view(changed)) - refine(
+            prediction, refine.view(condition)
+        )
+    assert float(moved[..., 2, 3].abs().max()) > 1e-3
+    # four convolutions reach four half patches: two patches to each side
+    assert float(moved[..., :, 0].abs().max()) == 0 == float(moved[..., :, 6:].abs().sum())
+
+
+def test_the_smoothed_view_is_what_the_mask_is_made_of():
+    """With the raw view silenced, the encoder sees log(smooth(magnitude)) and nothing else."""
+    model = make_model(refine=0)
+    magnitude = noise(1, 33, 24, scale=1.0).abs() + 0.01
+    seen = []
+    handle = model.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model.encode(model.normalise(magnitude))
+    handle.remove()
+    raw, smoothed = seen[0].split(32, dim=1)
+    assert torch.allclose(model.unfold(raw, frames=24), model.normalise(magnitude), atol=1e-6)
+    expected = (smooth(magnitude).log() + 4) / 3
+    assert torch.allclose(model.unfold(smoothed, frames=24), expected, atol=1e-5)
+
+
 def test_another_number_of_bins_is_refused():
     model = make_model()
     for condition in (noise(1, 32, 10), noise(33, 10), noise(1, 1, 33, 10)):
@@ -254,6 +303,11 @@ def test_another_number_of_bins_is_refused():
         {"log_scale": float("nan")},
         {"patch": (8,)},
         {"patch": (0, 4)},
+        {"patch": (8, 1), "refine": 8},
+        {"refine": -1},
+        {"rms": math.inf},
+        {"log_mean": math.nan},
+        {"rrdb_blocks": 10**9},
         {"prediction": "velocity"},
         {"schedule": "cosine"},
         {"sampler": "euler"},
@@ -280,58 +334,11 @@ def heat_of_one_pass(model, condition):
     return model.unfold(grid, frames=condition.shape[-1])
 
 
-def touched(model, frames, place):
-    """Frames that a NaN at one frame reaches: exactly those that depend on it."""
-    condition = noise(1, 33, frames, scale=1.0)
-    condition[..., place] = torch.nan
-    return heat_of_one_pass(model, condition).isnan().any(dim=1)[0].nonzero()[:, 0]
-
-
-def test_heat_depends_on_exactly_its_reach():
-    model, frames, unit = make_model(), 640, 8
-    assert model.column_frames == unit
-    whole = heat_of_one_pass(model, noise(1, 33, frames, scale=1.0))
-    for place in (320, 323, 327):
-        reached = touched(model, frames, place)
-        left, right = place - int(reached.min()), int(reached.max()) - place
-        # grid columns are 4 frames and 8 at the coarser level, so a frame may fall anywhere in one
-        assert model.reach - 2 * unit <= max(left, right) <= model.reach + unit
-        # context is rounded up to whole coarse columns: as the windows of `explain` are
-        context = -(-model.reach // unit) * unit
-        start = place // unit * unit
-        assert reached.min() >= start - context
-        assert reached.max() < start + unit + context
-        changed = noise(1, 33, frames, scale=1.0)
-        changed[..., place] += 3
-        difference = (heat_of_one_pass(model, changed) - whole)[0].abs().amax(dim=0)
-        outside = torch.ones(frames, dtype=torch.bool)
-        outside[reached] = False
-        assert float(difference[outside].max()) == 0
-        assert float(difference[place - 8 : place + 8].max()) > 1e-4
-
-
-@pytest.mark.parametrize("res_blocks", [1, 2])
-@pytest.mark.parametrize("levels", [1, 2, 3])
-def test_the_reach_of_a_unet_is_counted_right(res_blocks, levels):
-    config = replace(FREQUENCY, multipliers=(1,) * levels, res_blocks=res_blocks)
-    unet = awake(UNet(config, in_channels=1, out_channels=1))
-    columns = 4 * unet.reach // config.stride * config.stride + config.stride
-    furthest = 0
-    for shift in range(config.stride):
-        x = noise(1, 1, 4, columns)
-        x[..., columns // 2 + shift] = torch.nan
-        with torch.no_grad():
-            y = unet(x, torch.tensor([3]), torch.zeros(1, 16, 4, columns))
-        reached = y.isnan().any(dim=2)[0, 0].nonzero()[:, 0] - (columns // 2 + shift)
-        furthest = max(furthest, int(reached.abs().max()))
-    # an upper bound that is not idle: coarse columns round it up by less than two of them
-    assert unet.reach - 2 * config.stride < furthest <= unet.reach
-
-
 def test_a_map_moves_with_its_recording():
     """With position norm and frequency attention: a shift by whole columns, away from the ends."""
     model, shift = make_model(), 3 * 8
-    reach = -(-model.reach // 8) * 8
+    # more than the convolutions of one pass can carry
+    reach = 208
     frames = 2 * reach + 80
     long = noise(1, 33, frames + shift, scale=1.0)
     noised = noise(1, 33, frames + shift, seed=8, scale=1.0)
@@ -353,12 +360,6 @@ def test_a_map_moves_with_its_recording():
     # the same sums in the same order, of which kernels may split some differently
     assert torch.allclose(late[..., inside], moved, atol=1e-5)
     assert not torch.allclose(early[..., inside], moved, atol=1e-3)
-
-
-def test_where_frames_mix_the_context_is_two_seconds():
-    assert make_model(TINY_PAPER).reach == 128
-    mixed = replace(TINY, unet=replace(TINY.unet, attention_axis="both"))
-    assert SpecSegDiff(mixed).reach == 128
 
 
 # ------------------------------------------------------------------ the prior

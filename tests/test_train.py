@@ -13,7 +13,8 @@ from models import noise
 from scipy.signal import butter, lfilter
 
 from specsegdiff.data.audio import write_audio
-from specsegdiff.data.pairs import Pair, read_manifest, write_manifest
+from specsegdiff.data.manifest import read_manifest, write_manifest
+from specsegdiff.data.pairs import Pair
 from specsegdiff.errors import ConfigError, CorpusError
 from specsegdiff.masks import MaskConfig, difference, top_share
 from specsegdiff.models.segdiff import PRESETS, SegDiffConfig, SpecSegDiff
@@ -22,7 +23,13 @@ pytest.importorskip("lightning", reason="training needs the extra 'train'")
 
 from specsegdiff.train import features, segmenter
 from specsegdiff.train.features import AugmentConfig, Crops, Item, make_item, make_items
-from specsegdiff.train.segmenter import TrainConfig, moving_average, read_config, train
+from specsegdiff.train.segmenter import (
+    TrainConfig,
+    moving_average,
+    read_config,
+    start_from,
+    train,
+)
 
 # Lightning's advice on workers, folders and intervals
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -191,6 +198,20 @@ def test_a_corpus_without_training_pairs_is_refused(corpus, tmp_path):
         train(config_of(only_val), tmp_path / "run", accelerator="cpu")
     with pytest.raises(CorpusError, match=r"nowhere.csv"):
         train(config_of(tmp_path / "nowhere.csv"), tmp_path / "run", accelerator="cpu")
+
+
+def test_a_run_starts_from_a_model_that_lacks_the_newer_inputs(tmp_path):
+    torch.manual_seed(0)
+    older = SpecSegDiff(replace(MODEL, smoothed=False, refine=0)).eval()
+    newer = SpecSegDiff(MODEL).eval()
+    start_from(newer, older)
+    condition = noise(1, 513, 16, scale=1.0)
+    x, step = torch.randn(1, 32, 65, 4), torch.tensor([50])
+    with torch.no_grad():
+        same = newer.denoise(x, step, newer.encode(condition))
+        assert torch.equal(same, older.denoise(x, step, older.encode(condition)))
+    with pytest.raises(ConfigError, match="do not fit"):
+        start_from(newer, SpecSegDiff(replace(MODEL, rrdb_features=24)))
 
 
 def test_the_average_forgets_where_it_started():

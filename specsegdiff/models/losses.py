@@ -6,11 +6,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from specsegdiff.errors import ConfigError
-from specsegdiff.models.segdiff import SpecSegDiff
+from specsegdiff.models.segdiff import SegDiff
 from specsegdiff.shapes import Map
 
 
@@ -43,8 +43,8 @@ class LossConfig:
 
 
 def diffusion_loss(
-    model: SpecSegDiff,
-    condition: Map,
+    model: SegDiff,
+    condition: Float[Tensor, "b c t"],
     margin: Map,
     *,
     config: LossConfig,
@@ -52,9 +52,8 @@ def diffusion_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one batch and its parts by name.
 
-    ``condition`` and ``margin`` are ``(b, f, t)``; the margin is the log of the difference over
-    its quantile,
-    positive inside the mask (`margin_map`), NaN where a bin does not count.
+    ``condition`` is the model's own; the margin ``(b, f, t)`` is the log of the difference over its
+    quantile, positive inside the mask (`margin_map`), NaN where a bin does not count.
     """
     valid = ~margin.isnan()
     margin = torch.where(valid, margin, -torch.inf)

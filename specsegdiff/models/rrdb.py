@@ -41,10 +41,8 @@ class RRDBNet(nn.Module):
     normalisation.
 
     Source: SegDiff (arXiv 2112.00390), which keeps ESRGAN's trunk and drops its upsampling.
-    ``rows``, where
-    given, adds a learned vector to each frequency row before the trunk: a departure, since
-    convolutions alone
-    know frequency only from the border.
+    ``rows``, where given, adds a learned vector to each frequency row before the trunk: a
+    departure, since convolutions alone know frequency only from the border.
     """
 
     def __init__(

@@ -1,10 +1,11 @@
 """SegDiff on spectrograms: a condition encoder, a denoiser, and the diffusion they are trained for.
 
 Sources: SegDiff (arXiv 2112.00390) for the networks and their junction; arXiv 2506.03425 for
-SpecSegDiff, where
-the condition is the log-magnitude spectrogram and the target is the mask of what synthesis changed.
+SpecSegDiff, where the condition is the log-magnitude spectrogram and the target is the mask of what
+synthesis changed.
 """
 
+import abc
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,10 +20,13 @@ from torch import Tensor, nn
 from specsegdiff import hub
 from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.frontend import Stft, StftConfig, log_magnitude
+from specsegdiff.masks import smooth
+from specsegdiff.models.refine import Refine
 from specsegdiff.models.rrdb import RRDBNet
-from specsegdiff.models.unet import UNet, UNetConfig
+from specsegdiff.models.unet import LARGEST, UNet, UNetConfig
 from specsegdiff.sampling import sample
 from specsegdiff.shapes import Map, Wave, check_wave
+from specsegdiff.storage import MapStore, spectrum_window
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,14 @@ class SegDiffConfig:
     row_embedding: bool = False
     """Adds a learned vector to each frequency row of the condition, and a learned logit to each
     frequency bin of the output; convolutions alone know frequency only from the border."""
+    smoothed: bool = False
+    """Feeds the magnitude smoothed as the mask's recipe smooths it beside the raw one: the mask is
+    made of smoothed magnitudes, and convolutions on a raw log-magnitude cannot undo its log."""
     patch: tuple[int, int] = (1, 1)
     "Bins and frames folded into channels (space to depth) before both networks."
+    refine: int = 0
+    """Width of the network that refines the denoiser's output on patches of half the size, where it
+    sees the condition again (`Refine`); 0 for none."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     "The denoiser."
     prediction: Literal["epsilon", "sample"] = "epsilon"
@@ -83,15 +93,29 @@ class SegDiffConfig:
             "draws",
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"SegDiffConfig.{name} must be a positive integer, got {value!r}")
+            if type(value) is not int or not 1 <= value <= LARGEST:
+                raise ConfigError(
+                    f"SegDiffConfig.{name} must be an integer from 1 to {LARGEST}, got {value!r}"
+                )
         for name in ("rms", "log_scale", "mask_scale"):
             value = getattr(self, name)
-            if not value > 0:
-                raise ConfigError(f"SegDiffConfig.{name} must be positive, got {value!r}")
-        if len(self.patch) != 2 or any(not isinstance(p, int) or p < 1 for p in self.patch):
+            if not 0 < value < math.inf:
+                raise ConfigError(
+                    f"SegDiffConfig.{name} must be positive and finite, got {value!r}"
+                )
+        if not math.isfinite(self.log_mean):
+            raise ConfigError(f"SegDiffConfig.log_mean must be finite, got {self.log_mean!r}")
+        if len(self.patch) != 2 or any(type(p) is not int or not 1 <= p <= 64 for p in self.patch):
             raise ConfigError(
-                f"SegDiffConfig.patch must be two positive integers, got {self.patch!r}"
+                f"SegDiffConfig.patch must be two integers from 1 to 64, got {self.patch!r}"
+            )
+        if type(self.refine) is not int or not 0 <= self.refine <= LARGEST:
+            raise ConfigError(
+                f"SegDiffConfig.refine must be an integer from 0 to {LARGEST}, got {self.refine!r}"
+            )
+        if self.refine and any(p % 2 for p in self.patch):
+            raise ConfigError(
+                f"refine halves the patches; patch={self.patch!r} must be even, or refine 0"
             )
         choices = {
             "prediction": ("epsilon", "sample"),
@@ -112,23 +136,22 @@ class SegDiffConfig:
 
 PRESETS: dict[str, SegDiffConfig] = {
     "paper": SegDiffConfig(),
-    # Departures from `paper`, each for speed on two CPU cores unless said otherwise: 8 x 8
-    # patches, a smaller
-    # encoder and UNet, one residual block a level; attention and norm that never mix frames, so
-    # that long
-    # recordings have no seams; a learned frequency embedding; x0 prediction at input scale 0.3 on
-    # a cosine
-    # schedule, since a mask that shines through the noise teaches the network to ignore the
-    # condition.
+    # Departures from `paper`, each for speed on two CPU cores unless said otherwise: 8 x 8 patches,
+    # a smaller encoder and UNet, one residual block a level; attention and norm that never mix
+    # frames, so that long recordings have no seams; a learned frequency embedding; x0 prediction at
+    # input scale 0.3 on a cosine schedule, since a mask that shines through the noise teaches the
+    # network to ignore the condition.
     "small": SegDiffConfig(
         rrdb_blocks=1,
         rrdb_features=32,
         rrdb_growth=16,
         row_embedding=True,
+        smoothed=True,
         patch=(8, 8),
+        refine=64,
         unet=UNetConfig(
             channels=64,
-            multipliers=(1, 2, 2.5),
+            multipliers=(1, 2, 2.25),
             res_blocks=1,
             attention_levels=(2,),
             attention_axis="frequency",
@@ -148,7 +171,9 @@ PRESETS: dict[str, SegDiffConfig] = {
         rrdb_features=16,
         rrdb_growth=8,
         row_embedding=True,
+        smoothed=True,
         patch=(8, 4),
+        refine=16,
         unet=UNetConfig(
             channels=16,
             multipliers=(1, 2),
@@ -182,74 +207,86 @@ def alpha_bar(config: SegDiffConfig) -> Float[Tensor, " s"]:
     return (1 - beta).cumprod(dim=0)
 
 
-class SpecSegDiff(nn.Module):
-    """Diffusion segmenter conditioned on the log-magnitude spectrogram.
+class SegDiff(nn.Module, abc.ABC):
+    """What `SpecSegDiff` and its siblings share: everything but where the condition comes from.
 
-    The networks see a padded grid of patches, ``(b, c, f', t')``; `condition`, `fold` and `unfold`
-    go to and fro.
-
-    >>> model = SpecSegDiff.from_preset("tiny").eval()
-    >>> encoded = model.encode(model.condition(torch.randn(1, 16_000)))
-    >>> tuple(encoded.shape), model.grid(63)
-    ((1, 16, 65, 16), (65, 16))
+    The networks see a padded grid of patches, ``(b, c, f', t')``; `fold` and `unfold` go to and
+    fro. A subclass says how a waveform becomes a condition, and a condition becomes images on that
+    grid.
     """
 
-    name = "SpecSegDiff"
+    name: str
     "What an explanation calls the model; `from_pretrained` sets the folder's or hub id's name."
     signal: Tensor
     "sqrt(alpha_bar) of each step."
     prior: nn.Parameter | None
     "Logit of each bin of a patch by frequency row, added to the output."
 
-    def __init__(self, config: SegDiffConfig | None = None) -> None:
+    def __init__(self, config: SegDiffConfig, *, images: int) -> None:
         super().__init__()
-        self.config = config or SegDiffConfig()
-        self.stft = Stft(self.config.stft)
-        channels = self.config.patch[0] * self.config.patch[1]
+        self.config = config
+        self.stft = Stft(config.stft)
+        channels = config.patch[0] * config.patch[1]
         self.encoder = RRDBNet(
-            channels,
-            self.config.unet.channels,
-            blocks=self.config.rrdb_blocks,
-            features=self.config.rrdb_features,
-            growth=self.config.rrdb_growth,
-            rows=self.grid(1)[0] if self.config.row_embedding else None,
+            channels * images,
+            config.unet.channels,
+            blocks=config.rrdb_blocks,
+            features=config.rrdb_features,
+            growth=config.rrdb_growth,
+            rows=self.grid(1)[0] if config.row_embedding else None,
         )
-        self.unet = UNet(self.config.unet, in_channels=channels, out_channels=channels)
-        if self.config.prediction == "sample":
+        self.unet = UNet(config.unet, in_channels=channels, out_channels=channels)
+        self.refine = None
+        if config.refine:
+            self.refine = Refine(config.patch, views=images, width=config.refine)
+        if config.prediction == "sample":
             # the logit of a 5 % foreground; a network that has to learn it bends all its features
             # into one constant direction first, and takes a thousand steps to come back
             nn.init.constant_(self._output_bias(), math.log(0.05 / 0.95))
         self.prior = None
-        if self.config.row_embedding:
+        if config.row_embedding:
             self.prior = nn.Parameter(torch.zeros(1, channels, self.grid(1)[0], 1))
-        signal = alpha_bar(self.config).sqrt().float()
+        signal = alpha_bar(config).sqrt().float()
         # exactly zero where the schedule ends in noise alone, so that one pass serves all draws
         signal[-1] = signal[-1].where(signal[-1] > 1e-3, 0)
         self.register_buffer("signal", signal, persistent=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    @classmethod
-    def from_preset(cls, name: str, **changes: Any) -> Self:
-        """Build an untrained model from a preset, with fields of `SegDiffConfig` changed by
-        name."""
-        if name not in PRESETS:
-            raise ConfigError(f"no preset {name!r}; choose one of {sorted(PRESETS)}")
-        return cls(replace(PRESETS[name], **changes))
+    # ------------------------------------------------------------------ the condition
 
-    @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
-        """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or
-        `ConfigError`."""
-        model = hub.load_model(cls, SegDiffConfig, source, revision=revision)
-        model.name = Path(source).name
-        return model
+    @abc.abstractmethod
+    def condition(self, wave: Wave, *, gain: Tensor | None = None) -> Map:
+        """Condition ``(b, c, t)`` of waveforms ``(b, n)``; ``gain`` ``(b,)`` overrides `level`."""
+
+    @abc.abstractmethod
+    def observe(self, recording: MapStore, start: int, stop: int, *, gain: float) -> Map:
+        """Condition ``(1, c, t)`` of some frames of a long recording ``(1, n)``."""
+
+    @abc.abstractmethod
+    def images(self, condition: Map) -> Float[Tensor, "b c f t"]:
+        """Condition as images on the patch grid, what the encoder sees."""
+
+    def encode(self, condition: Map) -> Float[Tensor, "b c f t"]:
+        """Encode a condition ``(b, c, t)`` once for all steps and draws."""
+        images = self.images(condition)
+        encoded = self.encoder(images)
+        if self.refine is None:
+            return encoded
+        return torch.cat([encoded, self.refine.view(images)], dim=1)
+
+    def level(self, wave: Wave) -> Float[Tensor, "*b"]:
+        """Gain that brings each waveform to the model's level; 1 for digital silence."""
+        rms = wave.double().square().mean(dim=-1).sqrt()
+        return torch.where(
+            rms > 0, self.config.rms / rms.clamp_min(1e-12), torch.ones_like(rms)
+        ).float()
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as
         float16."""
         hub.save_model(self, folder, half=half)
 
-    # ------------------------------------------------------------------ wave to grid and back
+    # ------------------------------------------------------------------ map to grid and back
 
     def grid(self, n_frames: int) -> tuple[int, int]:
         """Patch rows and columns of a map with ``n_frames`` frames."""
@@ -264,39 +301,6 @@ class SpecSegDiff(nn.Module):
     def column_frames(self) -> int:
         """Frames of the coarsest grid column; windows of a recording start at multiples of it."""
         return self.config.patch[1] * self.config.unet.stride
-
-    @property
-    def reach(self) -> int:
-        """Frames on each side of a frame that its heat depends on.
-
-        Exact, by counting convolutions, where norm and attention never mix frames. Otherwise every
-        frame depends
-        on the whole window, and a fixed context of two seconds at the default axes is returned.
-        """
-        config = self.config
-        if config.unet.norm != "position" or config.unet.attention_axis != "frequency":
-            return 128
-        # first, trunk_out, refine, last, and five convolutions in each of three dense blocks
-        columns = 4 + 15 * config.rrdb_blocks
-        return config.patch[1] * (columns + self.unet.reach)
-
-    def level(self, wave: Wave) -> Float[Tensor, "*b"]:
-        """Gain that brings each waveform to the model's level; 1 for digital silence."""
-        rms = wave.double().square().mean(dim=-1).sqrt()
-        return torch.where(
-            rms > 0, self.config.rms / rms.clamp_min(1e-12), torch.ones_like(rms)
-        ).float()
-
-    def condition(self, wave: Wave, *, gain: Tensor | None = None) -> Map:
-        """Normalised log-magnitude ``(b, f, t)`` of waveforms ``(b, n)``; ``gain`` overrides
-        `level`."""
-        check_wave(wave)
-        gain = self.level(wave) if gain is None else gain
-        return self.normalise(self.stft.magnitude(wave * gain[..., None]))
-
-    def normalise(self, magnitude: Map) -> Map:
-        """Condition of a linear magnitude that is at the model's level already."""
-        return (log_magnitude(magnitude) - self.config.log_mean) / self.config.log_scale
 
     def fold(self, value: Map) -> Float[Tensor, "b c f t"]:
         """Fold ``(b, f, t)`` into patches; the grid's surplus repeats the last bin and frame."""
@@ -316,20 +320,14 @@ class SpecSegDiff(nn.Module):
 
     # ------------------------------------------------------------------ networks
 
-    def encode(self, condition: Map) -> Float[Tensor, "b c f t"]:
-        """Encode a condition ``(b, f, t)`` once for all steps and draws."""
-        if condition.ndim != 3 or condition.shape[1] != self.config.stft.n_freqs:
-            raise ShapeError(
-                f"expected a condition (b, {self.config.stft.n_freqs}, t), "
-                f"got {tuple(condition.shape)}; make it with model.condition(wave)"
-            )
-        return self.encoder(self.fold(condition))
-
     def denoise(self, x: Tensor, step: Tensor, encoded: Tensor) -> Float[Tensor, "b c f t"]:
         """Predict on the patch grid from ``x`` and steps ``(b,)``: noise, or the mask's logits."""
         if self.config.scaled_input:
             x = x * self.signal[step][:, None, None, None]
-        prediction = self.unet(x, step, encoded)
+        width = self.config.unet.channels
+        prediction = self.unet(x, step, encoded[:, :width])
+        if self.refine is not None:
+            prediction = prediction + self.refine(prediction, encoded[:, width:])
         return prediction if self.prior is None else prediction + self.prior
 
     @torch.no_grad()
@@ -338,8 +336,7 @@ class SpecSegDiff(nn.Module):
         it.
 
         ``share`` is the share of foreground in each bin, ``(f,)``. Only for ``sample`` predictions
-        with
-        ``row_embedding``; others raise `ConfigError`.
+        with ``row_embedding``; others raise `ConfigError`.
         """
         if self.prior is None or self.config.prediction != "sample":
             raise ConfigError("a prior needs prediction='sample' and row_embedding=True")
@@ -389,3 +386,64 @@ class SpecSegDiff(nn.Module):
         """Heatmap ``(b, f, t)`` of waveforms ``(b, n)``, with the sampler of the configuration and
         seed 0."""
         return sample(self, self.condition(wave)).mean
+
+
+class SpecSegDiff(SegDiff):
+    """Diffusion segmenter conditioned on the log-magnitude spectrogram.
+
+    >>> model = SpecSegDiff.from_preset("tiny").eval()
+    >>> encoded = model.encode(model.condition(torch.randn(1, 16_000)))
+    >>> encoded.shape[-2:] == model.grid(63) == (65, 16)
+    True
+    """
+
+    name = "SpecSegDiff"
+
+    def __init__(self, config: SegDiffConfig | None = None) -> None:
+        config = config or SegDiffConfig()
+        super().__init__(config, images=1 + config.smoothed)
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> Self:
+        """Build an untrained model from a preset, with fields of `SegDiffConfig` changed by
+        name."""
+        if name not in PRESETS:
+            raise ConfigError(f"no preset {name!r}; choose one of {sorted(PRESETS)}")
+        return cls(replace(PRESETS[name], **changes))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or
+        `ConfigError`."""
+        model = hub.load_model(cls, SegDiffConfig, source, revision=revision)
+        model.name = Path(source).resolve().name
+        return model
+
+    def condition(self, wave: Wave, *, gain: Tensor | None = None) -> Map:
+        """Normalised log-magnitude ``(b, f, t)`` of waveforms ``(b, n)``; ``gain`` overrides
+        `level`."""
+        check_wave(wave)
+        gain = self.level(wave) if gain is None else gain
+        return self.normalise(self.stft.magnitude(wave * gain[..., None]))
+
+    def observe(self, recording: MapStore, start: int, stop: int, *, gain: float) -> Map:
+        """Condition of some frames, equal to those of the whole recording's."""
+        magnitude = spectrum_window(recording, self.stft, start, stop).abs() * gain
+        return self.normalise(magnitude)[None]
+
+    def normalise(self, magnitude: Map) -> Map:
+        """Condition of a linear magnitude that is at the model's level already."""
+        return (log_magnitude(magnitude) - self.config.log_mean) / self.config.log_scale
+
+    def images(self, condition: Map) -> Float[Tensor, "b c f t"]:
+        """Raw log-magnitude, and the smoothed one where the configuration wants it."""
+        if condition.ndim != 3 or condition.shape[1] != self.config.stft.n_freqs:
+            raise ShapeError(
+                f"expected a condition (b, {self.config.stft.n_freqs}, t), "
+                f"got {tuple(condition.shape)}; make it with model.condition(wave)"
+            )
+        views = [self.fold(condition)]
+        if self.config.smoothed:
+            magnitude = (condition * self.config.log_scale + self.config.log_mean).exp()
+            views.append(self.fold(self.normalise(smooth(magnitude))))
+        return torch.cat(views, dim=1)

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from specsegdiff.errors import ConfigError
 
+LARGEST = 4096
+"Most channels or blocks that a configuration may ask for; a damaged file asks for more."
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -38,25 +41,40 @@ class UNetConfig:
     "Probability of dropping a channel value inside the residual blocks."
 
     def __post_init__(self) -> None:
-        sizes = (self.channels, self.res_blocks, self.heads)
-        if not self.multipliers or any(not isinstance(s, int) or s < 1 for s in sizes):
-            raise ConfigError(f"UNetConfig sizes must be positive integers, got {self!r}")
-        if self.norm not in ("group", "position") or self.attention_axis not in (
-            "both",
-            "frequency",
+        for name in ("channels", "res_blocks", "heads"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= LARGEST:
+                raise ConfigError(
+                    f"UNetConfig.{name} must be an integer from 1 to {LARGEST}, got {value!r}"
+                )
+        for name, choices in (
+            ("norm", ("group", "position")),
+            ("attention_axis", ("both", "frequency")),
         ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"UNetConfig.{name} must be one of {choices}, got {getattr(self, name)!r}"
+                )
+        if not 1 <= len(self.multipliers) <= 16:
             raise ConfigError(
-                """UNetConfig.norm must be 'group' or 'position' and attention_axis 'both' or
-                'frequency', """
-                f"got {self.norm!r} and {self.attention_axis!r}"
+                f"UNetConfig.multipliers must name 1 to 16 levels, got {self.multipliers!r}"
             )
+        part = math.lcm(self.heads, 32) if self.norm == "group" else self.heads
+        for width in (self.channels * m for m in self.multipliers):
+            if not 0 < width <= LARGEST or width % part:
+                raise ConfigError(
+                    f"every level's width, channels * multiplier, must be a multiple of {part} "
+                    f"({self.heads} heads, {self.norm} norm) up to {LARGEST}, got {width!r} of "
+                    f"channels={self.channels!r} and multipliers={self.multipliers!r}"
+                )
         if self.norm == "group" and self.channels % 32:
             raise ConfigError(
                 f"group norm has 32 groups; channels={self.channels} is no multiple of 32"
             )
-        if any((self.channels * m) % self.heads for m in self.multipliers):
+        if any(not 0 <= level < len(self.multipliers) for level in self.attention_levels):
             raise ConfigError(
-                f"every level's width must divide by heads={self.heads}, got {self!r}"
+                f"UNetConfig.attention_levels must lie below the {len(self.multipliers)} levels "
+                f"of multipliers, got {self.attention_levels!r}"
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"UNetConfig.dropout must lie in [0, 1), got {self.dropout!r}")
@@ -173,8 +191,7 @@ class UNet(nn.Module):
     coarsest stride.
 
     The encoded condition ``(b, channels, f, t)`` is added once, after the first convolution, and
-    that sum is
-    the first skip (SegDiff, arXiv 2112.00390, Eq. 6).
+    that sum is the first skip (SegDiff, arXiv 2112.00390, Eq. 6).
     """
 
     def __init__(self, config: UNetConfig, *, in_channels: int, out_channels: int) -> None:
@@ -215,21 +232,6 @@ class UNet(nn.Module):
                 self.grow.append(nn.Conv2d(width, width, 3, padding=1))
         self.norm = _norm(config, width)
         self.last = _zero(nn.Conv2d(width, out_channels, 3, padding=1))
-
-    @property
-    def reach(self) -> int:
-        """Input columns on each side that an output column depends on, where only convolutions mix
-        columns."""
-        top = len(self.config.multipliers) - 1
-        # first and last convolution, two residual blocks in the middle
-        columns = 2 + 4 * 2**top
-        for level in range(top + 1):
-            # two convolutions a block, in encoder and decoder
-            columns += 2 * (2 * self.config.res_blocks + 1) * 2**level
-        for level in range(top):
-            # shrinking reaches one column; growing reaches one after repeating the coarser column
-            columns += 2**level + 2**level + 2**level
-        return columns
 
     def forward(self, x: Tensor, step: Tensor, condition: Tensor) -> Tensor:
         """Predict from ``x`` ``(b, in, f, t)``, ``step`` ``(b,)`` and the encoded condition ``(b,

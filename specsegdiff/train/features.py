@@ -131,8 +131,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     state.
 
     Items are drawn with a weight that grows with their length and falls with the square root of
-    their vocoder's
-    total length, so that the commonest vocoders do not drown the rare ones.
+    their vocoder's total length, so that the commonest vocoders do not drown the rare ones.
     """
 
     def __init__(

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from specsegdiff import hub
-from specsegdiff.data.pairs import Pair, load_pair, read_manifest
+from specsegdiff.data.manifest import read_manifest
+from specsegdiff.data.pairs import Pair, load_pair
 from specsegdiff.errors import ConfigError
 from specsegdiff.masks import MaskConfig, ground_truth, top_share
 from specsegdiff.metrics.segmentation import generalized_dice
 from specsegdiff.models.losses import LossConfig, diffusion_loss
 from specsegdiff.models.segdiff import PRESETS, SpecSegDiff
-from specsegdiff.sampling import sample
+from specsegdiff.sampling import fastest_dtype, sample
 from specsegdiff.train.features import AugmentConfig, Crops, make_items, mean_mask
 
 
@@ -54,12 +55,15 @@ class TrainConfig:
     "Steps between two measurements on val."
     stop: int | None = None
     "Ends the run at this step of its schedule; null runs it to the end."
+    init: str | None = None
+    """Folder or hub id of a model to start from, null for random weights; input channels that it
+    lacks start at zero."""
     model: dict[str, str | int | float | bool] = field(default_factory=dict)
     "Fields of `SegDiffConfig` to change in the preset, such as {deterministic: true}."
     seed: int = 0
     "Of weights, crops, noise and augmentation."
-    precision: str = "bf16-mixed"
-    "Lightning's precision."
+    precision: str = "auto"
+    "Lightning's precision; 'auto' is 'bf16-mixed' where the device computes with it, or '32-true'."
     loss: LossConfig = field(default_factory=LossConfig)
     "Loss weights."
     masks: MaskConfig = field(default_factory=MaskConfig)
@@ -116,6 +120,8 @@ class SegmenterModule(L.LightningModule):
         self.config = config
         self.validation = validation
         self.model = SpecSegDiff.from_preset(config.preset, **config.model)
+        if config.init:
+            start_from(self.model, SpecSegDiff.from_pretrained(config.init))
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Loss of one batch; its noise depends on the seed and the step only, so a resumed run
@@ -176,10 +182,39 @@ class SegmenterModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def start_from(model: SpecSegDiff, other: SpecSegDiff) -> None:
+    """Copy the weights of ``other``; input channels of the condition that it lacks start at zero.
+
+    Raises `ConfigError` where the two differ in anything else.
+    """
+    weights = dict(other.state_dict())
+    name = "encoder.first.weight"
+    wanted, found = model.state_dict()[name], weights[name]
+    missing = wanted.shape[1] - found.shape[1]
+    if missing > 0:
+        weights[name] = torch.nn.functional.pad(found, (0, 0, 0, 0, 0, missing))
+    try:
+        # a refining head starts at zero output by itself
+        fresh = {k: v for k, v in model.state_dict().items() if k.startswith("refine.")}
+        model.load_state_dict(fresh | weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"init holds {other.name}, whose networks do not fit the preset ({error}); "
+            "start from a model of the same preset"
+        ) from error
+
+
 def moving_average(decay: float, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
     """Exponential average whose decay rises to ``decay``, so that it forgets where it started."""
     now = min(decay, (1 + int(count)) / (10 + int(count)))
     return average + (1 - now) * (current - average)
+
+
+def _precision(config: TrainConfig, accelerator: str) -> str:
+    if config.precision != "auto":
+        return config.precision
+    device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    return "bf16-mixed" if fastest_dtype(device) is torch.bfloat16 else "32-true"
 
 
 class _Onwards(Sampler[int]):
@@ -205,6 +240,7 @@ def train(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    end = config.stop or config.steps
     L.seed_everything(config.seed, verbose=False)
     pairs = read_manifest(config.pairs)
     module = SegmenterModule(config, [p for p in pairs if p.split == "val"])
@@ -214,7 +250,7 @@ def train(
         raise ConfigError(
             f"{config.pairs} has no readable pair to train on; check its split column"
         )
-    if module.model.prior is not None:
+    if module.model.prior is not None and not config.init:
         module.model.set_prior(mean_mask(items))
     if config.local_pairs:
         local = [p for p in read_manifest(config.local_pairs) if p.split == "train"]
@@ -224,7 +260,7 @@ def train(
         module.model.config,
         config.augment,
         frames=config.frames,
-        count=(config.stop or config.steps) * config.batch,
+        count=end * config.batch,
         seed=config.seed,
     )
     average = WeightAveraging(avg_fn=partial(moving_average, config.ema))
@@ -235,12 +271,12 @@ def train(
         enable_version_counter=False,
     )
     trainer = L.Trainer(
-        max_steps=config.stop or config.steps,
+        max_steps=end,
         accelerator=accelerator,
         devices=1,
-        precision=config.precision,  # type: ignore[arg-type]
+        precision=_precision(config, accelerator),  # type: ignore[arg-type]
         gradient_clip_val=1.0,
-        val_check_interval=min(config.validate_every, config.stop or config.steps),
+        val_check_interval=min(config.validate_every, end),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=20,

@@ -1,0 +1,221 @@
+"""SegDiff conditioned on what a detector knows: the layers of its self-supervised backbone.
+
+Source: arXiv 2506.03425 (ADDSegDiff): six transformer layers of a frozen Wav2Vec2-AASIST, a
+two-layer MLP 1024 -> 320 and one RRDB. How 320 values of a wav2vec2 frame become the rows of a
+spectrogram is not published, and the paper names this mapping as the cause of the gap to
+SpecSegDiff: see `ADDSegDiffConfig.mapping`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from specsegdiff import hub
+from specsegdiff.errors import ConfigError, ShapeError
+from specsegdiff.models.segdiff import PRESETS, SegDiff, SegDiffConfig
+from specsegdiff.models.unet import LARGEST
+from specsegdiff.shapes import Map, Wave, check_wave
+from specsegdiff.storage import MapStore
+
+
+class FeatureSource(Protocol):
+    """What ADDSegDiff needs of a detector; `models.wav2vec2_aasist.Wav2Vec2AASIST` is one."""
+
+    def features(self, wave: Wave, layers: Sequence[int]) -> list[Float[Tensor, "b t d"]]:
+        """Hidden states of waveforms ``(b, n)`` after the named layers."""
+
+
+@dataclass(frozen=True)
+class ADDSegDiffConfig(SegDiffConfig):
+    """`SegDiffConfig` and the way from features to images; the defaults are the published ones."""
+
+    rrdb_blocks: int = 1
+    "RRDB blocks of the condition encoder."
+    layers: tuple[int, ...] = (0, 4, 9, 14, 19, 23)
+    "Transformer layers of the detector's backbone, counted from 0."
+    feature_size: int = 1024
+    "Width of a hidden state."
+    hidden: int = 320
+    "Width of the MLP; with the mapping 'resize' its output's too, the paper's 320."
+    mapping: Literal["resize", "queries"] = "resize"
+    """'resize': the MLP's output is taken for 320 frequency rows and interpolated to the bins, an
+    image a layer (the paper, as far as it is public). 'queries': the features of a patch column
+    meet a learned query for each patch row, which says what to ask of them; `maps` images."""
+    maps: int = 2
+    "Images that the mapping 'queries' makes of all layers together."
+    feature_hop: int = 320
+    "Samples between two frames of the features (wav2vec2: 20 ms at 16 kHz)."
+    feature_window: int = 400
+    "Samples that one frame of the features sees (wav2vec2: 25 ms)."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("feature_size", "hidden", "maps", "feature_hop", "feature_window"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= LARGEST:
+                raise ConfigError(
+                    f"ADDSegDiffConfig.{name} must be an integer from 1 to {LARGEST}, got {value!r}"
+                )
+        if not self.layers or any(type(i) is not int or i < 0 for i in self.layers):
+            raise ConfigError(
+                f"ADDSegDiffConfig.layers must name layers from 0 on, got {self.layers!r}"
+            )
+        if self.mapping not in ("resize", "queries"):
+            raise ConfigError(
+                "ADDSegDiffConfig.mapping must be one of ('resize', 'queries'), "
+                f"got {self.mapping!r}"
+            )
+        if self.smoothed:
+            raise ConfigError(
+                "ADDSegDiffConfig.smoothed must be False: features have no magnitude to smooth"
+            )
+
+
+def spread_layers(count: int, wanted: int = 6) -> tuple[int, ...]:
+    """Evenly spread layers of a backbone with ``count`` of them, first and last included.
+
+    >>> spread_layers(12)
+    (0, 2, 4, 7, 9, 11)
+    """
+    if not 1 <= wanted <= count:
+        raise ConfigError(f"cannot spread {wanted} layers over {count}; ask for 1 to {count}")
+    return tuple(int(i) for i in torch.linspace(0, count - 1, wanted).round())
+
+
+def align(
+    features: Float[Tensor, "b t d"], *, frames: int, hop: int, config: ADDSegDiffConfig
+) -> Float[Tensor, "b d n"]:
+    """Features at the centres of STFT frames ``hop`` samples apart, linearly between two.
+
+    A feature's time is the centre of the samples that it sees; before the first and after the last
+    the nearest is repeated.
+    """
+    centre = torch.arange(frames, device=features.device, dtype=torch.float64) * hop
+    place = (centre - (config.feature_window - 1) / 2) / config.feature_hop
+    place = place.clamp(0, features.shape[1] - 1)
+    left = place.floor().long()
+    right = (left + 1).clamp_max(features.shape[1] - 1)
+    share = (place - left).to(features.dtype)[:, None]
+    mixed = torch.lerp(features[:, left], features[:, right], share.expand(-1, features.shape[2]))
+    return rearrange(mixed, "b n d -> b d n")
+
+
+class ADDSegDiff(SegDiff):
+    """Diffusion segmenter conditioned on a detector's features ``(b, layers * d, t)``.
+
+    The detector is frozen and no part of the saved weights: pass the one it was trained on.
+    """
+
+    name = "ADDSegDiff"
+    config: ADDSegDiffConfig
+
+    def __init__(
+        self, config: ADDSegDiffConfig | None = None, detector: FeatureSource | None = None
+    ) -> None:
+        config = config or ADDSegDiffConfig()
+        resize = config.mapping == "resize"
+        super().__init__(config, images=len(config.layers) if resize else config.maps)
+        self.attach(detector)
+        if resize:
+            self.project = nn.Sequential(
+                nn.Linear(config.feature_size, config.hidden),
+                nn.GELU(),
+                nn.Linear(config.hidden, config.hidden),
+            )
+        else:
+            size = config.patch[0] * config.patch[1] * config.maps
+            self.ask = nn.Linear(len(config.layers) * config.feature_size, config.hidden)
+            self.queries = nn.Parameter(0.5 * torch.randn(self.grid(1)[0], config.hidden))
+            self.answer = nn.Linear(config.hidden, size)
+
+    @classmethod
+    def from_preset(
+        cls, name: str, *, detector: FeatureSource | None = None, **changes: Any
+    ) -> Self:
+        """Build an untrained model on the networks of a `SegDiffConfig` preset, with fields of
+        `ADDSegDiffConfig` changed by name."""
+        if name not in PRESETS:
+            raise ConfigError(f"no preset {name!r}; choose one of {sorted(PRESETS)}")
+        base = {k: v for k, v in vars(PRESETS[name]).items() if k != "smoothed"}
+        if name == "paper":
+            del base["rrdb_blocks"]
+        return cls(replace(ADDSegDiffConfig(**base), **changes), detector)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, detector: FeatureSource, revision: str | None = None
+    ) -> Self:
+        """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or
+        `ConfigError`."""
+        model = hub.load_model(cls, ADDSegDiffConfig, source, revision=revision)
+        model.name = Path(source).resolve().name
+        model.attach(detector)
+        return model
+
+    def attach(self, detector: FeatureSource | None) -> None:
+        """Take the features of a detector; it is not trained, moved or saved with this model."""
+        # past nn.Module, which would make its weights ours
+        object.__setattr__(self, "detector", detector)
+
+    # ------------------------------------------------------------------ the condition
+
+    @torch.no_grad()
+    def condition(self, wave: Wave, *, gain: Tensor | None = None) -> Map:
+        """Features of waveforms ``(b, n)`` at the STFT's frames, ``(b, layers * d, t)``."""
+        check_wave(wave)
+        detector: FeatureSource | None = self.__dict__["detector"]
+        if detector is None:
+            raise ConfigError(
+                "this ADDSegDiff has no detector to take features of; "
+                "pass detector=..., or attach one"
+            )
+        config = self.config
+        gain = self.level(wave) if gain is None else gain
+        found = detector.features(wave * gain[..., None], config.layers)
+        if any(layer.shape[-1] != config.feature_size for layer in found):
+            raise ConfigError(
+                f"expected features of width {config.feature_size}, got "
+                f"{[layer.shape[-1] for layer in found]}; attach the detector it was trained on"
+            )
+        frames, hop = config.stft.n_frames(wave.shape[-1]), config.stft.hop
+        return torch.cat([align(x, frames=frames, hop=hop, config=config) for x in found], dim=1)
+
+    def observe(self, recording: MapStore, start: int, stop: int, *, gain: float) -> Map:
+        """Condition of some frames; the detector sees no more than them, so windows agree
+        roughly."""
+        hop, window = self.config.stft.hop, self.config.feature_window
+        last = min(recording.shape[1], (stop - 1) * hop + window)
+        # at least what one feature needs, also where a window is the recording's last frame
+        first = max(0, min(start * hop, last - window)) // hop * hop
+        wave = recording.window(first, last)
+        level = torch.full((1,), gain, dtype=wave.dtype)
+        skipped = start - first // hop
+        return self.condition(wave, gain=level)[..., skipped : skipped + stop - start]
+
+    def images(self, condition: Map) -> Float[Tensor, "b c f t"]:
+        """Images on the patch grid: one a layer ('resize'), or `maps` of them ('queries')."""
+        config = self.config
+        layers, q = len(config.layers), config.patch[1]
+        if condition.ndim != 3 or condition.shape[1] != layers * config.feature_size:
+            raise ShapeError(
+                f"expected a condition (b, {layers * config.feature_size}, t), "
+                f"got {tuple(condition.shape)}; make it with model.condition(wave)"
+            )
+        if config.mapping == "resize":
+            rows = self.project(rearrange(condition, "b (l d) t -> b l t d", l=layers))
+            rows = rearrange(rows, "b l t r -> (b l) t r")
+            bins = F.interpolate(rows, size=config.stft.n_freqs, mode="linear", align_corners=True)
+            folded = self.fold(rearrange(bins, "x t f -> x f t"))
+            return rearrange(folded, "(b l) c f t -> b (l c) f t", l=layers)
+        columns = self.grid(condition.shape[-1])[1]
+        padded = F.pad(condition, (0, columns * q - condition.shape[-1]), mode="replicate")
+        asked = self.ask(reduce(padded, "b d (t q) -> b t d", "mean", q=q))
+        met = F.gelu(asked[:, :, None] + self.queries)
+        return rearrange(self.answer(met), "b t f c -> b c f t", f=self.grid(1)[0])

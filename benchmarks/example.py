@@ -19,8 +19,10 @@ import numpy as np
 import soundfile as sf
 
 from specsegdiff.data.audio import load_audio, write_audio
+from specsegdiff.data.copies import make_pair
 from specsegdiff.data.pairs import Pair, load_pair
-from specsegdiff.data.vocoders import SAMPLE_RATE, make_pair, vocoder_bank
+from specsegdiff.data.samples import SAMPLE_RATE
+from specsegdiff.data.vocoders import vocoder_bank
 from specsegdiff.data.voice import UTTERANCE, synthesise_voice
 from specsegdiff.frontend import Stft
 from specsegdiff.hub import write_atomic

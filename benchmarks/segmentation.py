@@ -19,7 +19,8 @@ from torch import Tensor
 
 from specsegdiff.api import default_model
 from specsegdiff.benchmark import Method, Row, score_maps, summarise
-from specsegdiff.data.pairs import Pair, load_pair, read_manifest
+from specsegdiff.data.manifest import read_manifest
+from specsegdiff.data.pairs import Pair, load_pair
 from specsegdiff.hub import write_atomic
 from specsegdiff.masks import MaskConfig, ground_truth, smooth, top_share
 from specsegdiff.metrics import roc_auc

@@ -22,7 +22,7 @@ WINDOW_FRAMES = 1024
 
 CONTEXT_FRAMES = 256
 """Frames that a window sees on each side of those; with the embedded model, what lies beyond moves
-its heat by less than 1e-5 (docs/decisions/0003)."""
+its heat by less than 2e-5 (docs/decisions/0003)."""
 
 SILENCE = 1e-12
 "RMS below which a recording holds no sound; its gain would leave the range of float32."

@@ -28,7 +28,8 @@ from specsegdiff.errors import (
 
 if TYPE_CHECKING:
     from specsegdiff.data.pairs import Pair
-    from specsegdiff.data.vocoders import Source, Vocoder
+    from specsegdiff.data.synthesis import Source
+    from specsegdiff.data.vocoders import Vocoder
     from specsegdiff.explanation import Explanation
     from specsegdiff.models.segdiff import SpecSegDiff
     from specsegdiff.shapes import Map, Wave
@@ -218,7 +219,7 @@ def evaluate(
     """
     from specsegdiff import api
     from specsegdiff.benchmark import SCORES, score_maps, summarise
-    from specsegdiff.data.pairs import read_manifest
+    from specsegdiff.data.manifest import read_manifest
     from specsegdiff.hub import weights_hash, write_atomic
 
     _check_device(device)
@@ -307,7 +308,7 @@ def make_pairs(
     as_json: AsJson = False,
 ) -> None:
     """Make real/vocoded pairs out of any speech, with the vocoders and codecs on this machine."""
-    from specsegdiff.data import vocoders as bank
+    from specsegdiff.data import synthesis
 
     todo = [*_sources(sources or [], split)]
     if manifest is not None:
@@ -317,7 +318,7 @@ def make_pairs(
     chosen = _vocoders(vocoders)
     _make_folder(out)
     with _progress("recordings") as advance:
-        pairs = bank.make_pairs(
+        pairs = synthesis.make_pairs(
             todo,
             out,
             vocoders=chosen,
@@ -406,7 +407,7 @@ def _make_folder(folder: Path) -> None:
 
 def _sources(paths: Sequence[Path], split: str) -> "Iterator[Source]":
     from specsegdiff.data.pairs import AUDIO_SUFFIXES
-    from specsegdiff.data.vocoders import Source
+    from specsegdiff.data.synthesis import Source
 
     for path in paths:
         if path.is_dir():
@@ -422,8 +423,8 @@ def _sources(paths: Sequence[Path], split: str) -> "Iterator[Source]":
 
 def _real_recordings(manifest: Path, split: str) -> "list[Source]":
     """Real recordings of a manifest's split, each once, with the groups that keep splits apart."""
-    from specsegdiff.data.pairs import read_manifest
-    from specsegdiff.data.vocoders import Source
+    from specsegdiff.data.manifest import read_manifest
+    from specsegdiff.data.synthesis import Source
 
     pairs = read_manifest(manifest, split=split, check_files=True)
     unique = {pair.real: pair for pair in pairs}

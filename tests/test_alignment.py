@@ -1,11 +1,51 @@
 import numpy as np
 import pytest
 import torch
+from speech import speech
+from torch import Tensor
 
-from specsegdiff.data.alignment import dtw_align, dtw_path
+from specsegdiff.data.alignment import align, dtw_align, dtw_path
+from specsegdiff.data.vocoders import GriffinLim
 from specsegdiff.errors import ConfigError, ShapeError
 
 STEPS = ((1, 1), (0, 1), (1, 0))
+
+
+@pytest.fixture(scope="module")
+def wave() -> Tensor:
+    return speech()
+
+
+# --- one shift
+
+
+@pytest.mark.parametrize("lag", [-1024, -300, -1, 0, 7, 800])
+@pytest.mark.parametrize("gain", [0.1, 3.0])
+def test_the_lag_of_a_waveform_is_found_to_the_sample(lag, gain, wave):
+    late = torch.nn.functional.pad(wave, (lag, 50)) * gain
+    aligned, found = align(wave, late)
+    assert found == lag
+    assert aligned.shape == wave.shape
+    kept = slice(max(0, -lag), None)
+    torch.testing.assert_close(aligned[kept], gain * wave[kept])
+
+
+@pytest.mark.parametrize("lag", [-600, 0, 333])
+def test_the_lag_of_a_phase_free_copy_is_found_to_a_few_samples(lag, wave):
+    fake = GriffinLim()(wave)
+    assert abs(torch.corrcoef(torch.stack((wave, fake)))[0, 1]) < 0.5
+    found = align(wave, torch.nn.functional.pad(fake, (lag, 0)))[1]
+    # Griffin-Lim itself is off by up to 30 samples: it smears onsets forward.
+    assert abs(found - lag) <= 32
+
+
+def test_lags_beyond_the_limit_are_not_returned(wave):
+    late = torch.nn.functional.pad(wave, (500, 0))
+    assert abs(align(wave, late, max_lag=100)[1]) <= 100
+    assert align(wave, late, max_lag=0)[1] == 0
+
+
+# --- frame by frame
 
 
 def random_map(frames, *, seed=0, bins=12):

@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 from specsegdiff import api
 from specsegdiff.cli import app
 from specsegdiff.data.audio import load_audio, write_audio
-from specsegdiff.data.pairs import Pair, read_manifest, write_manifest
+from specsegdiff.data.manifest import read_manifest, write_manifest
+from specsegdiff.data.pairs import Pair
 from specsegdiff.data.voice import example_mask
 from specsegdiff.explanation import Explanation
 from specsegdiff.models.segdiff import PRESETS, SpecSegDiff

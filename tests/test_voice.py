@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from specsegdiff.data.audio import load_audio
+from specsegdiff.data.copies import make_pair
 from specsegdiff.data.pairs import load_pair
-from specsegdiff.data.vocoders import make_pair, vocoder_bank
+from specsegdiff.data.vocoders import vocoder_bank
 from specsegdiff.data.voice import example_mask, example_pair, synthesise_voice
 from specsegdiff.errors import ConfigError
 from specsegdiff.frontend import Axes, Stft, StftConfig
@@ -190,8 +191,10 @@ def test_shipped_copy_is_what_the_vocoder_makes():
     if vocoder is None:
         pytest.skip(f"the vocoder {pair.vocoder} of the example is not installed")
     copy = make_pair(load_audio(pair.real), vocoder)
-    # 32 rounds of phase estimation turn an error of 1e-7 into 1e-4, 3 LSB, at the worst sample.
-    assert float((copy.fake - load_audio(pair.fake)).abs().max()) <= 4 * LSB
+    error = copy.fake - load_audio(pair.fake)
+    # 32 rounds of phase estimation turn another processor's rounding of 1e-7 into 4e-4, 13 LSB, at
+    # the worst sample, and 0.9 LSB RMS; rounding to 16 bit is 0.3 of them. Another seed gives 2700.
+    assert float(error.square().mean().sqrt()) <= 2 * LSB
     assert copy.gain_db == pytest.approx(pair.gain_db, abs=1e-3)
     assert copy.logmel_corr > 0.9
 

@@ -1,4 +1,4 @@
-"""Dynamic time warping of magnitude frames, for pairs with unequal silences (LibriSeVoc)."""
+"""Two recordings on one time axis: by one shift, or frame by frame where their silences differ."""
 
 from typing import Literal
 
@@ -8,9 +8,10 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specsegdiff.errors import ConfigError, ShapeError
+from specsegdiff.data.mel import log_mel
+from specsegdiff.errors import ConfigError, PairError, ShapeError
 from specsegdiff.frontend import log_magnitude
-from specsegdiff.shapes import Map, check_map, is_finite
+from specsegdiff.shapes import Map, check_map, check_wave, is_finite
 
 _QUANTUM = 2.0**-30
 """Cosine distances are whole multiples of it: their sums in float64 are then exact up to 2 million
@@ -23,6 +24,40 @@ _STEPS = ((1, 1), (0, 1), (1, 0))
 """Steps ``(real, fake)`` of a path, the preferred one first where costs are equal."""
 
 
+def align(real: Tensor, fake: Tensor, *, max_lag: int = 1024) -> tuple[Tensor, int]:
+    """Return the fake shifted onto the real recording and cut to its length, and the lag removed.
+
+    ``real (n,)`` and ``fake (m,)`` give ``(n,)`` and an integer in ``[-max_lag, max_lag]``; a
+    positive lag means the fake came late. Where the waveforms match (normalised correlation of at
+    least 0.5) the lag is their best shift, otherwise, since many vocoders keep no phase, the best
+    shift of the log-mel spectrograms, which is good to a few samples.
+    """
+    check_wave(real)
+    check_wave(fake)
+    if real.ndim != 1 or fake.ndim != 1:
+        raise PairError(
+            f"align takes two waveforms (n,), got {tuple(real.shape)} and {tuple(fake.shape)}"
+        )
+    if max_lag < 0:
+        raise ConfigError(f"max_lag must be >= 0, got {max_lag}")
+    score = _cross_correlation(real[None], fake[None], max_lag=max_lag)
+    lag = int(score.argmax()) - max_lag
+    if float(score.max()) < 0.5:
+        hop, reach = 16, -(-max_lag // 16)
+        first, second = (log_mel(w, n_mels=40, n_fft=512, hop=hop) for w in (real, fake))
+        score = _cross_correlation(first, second, max_lag=reach)
+        peak = int(score.argmax())
+        around = score[max(peak - 1, 0) : peak + 2].tolist()
+        shift = float(peak)
+        if len(around) == 3 and 2 * around[1] > around[0] + around[2]:
+            # A parabola through three points finds the peak between frames.
+            shift += (around[2] - around[0]) / (4 * around[1] - 2 * around[0] - 2 * around[2])
+        lag = max(-max_lag, min(max_lag, round((shift - reach) * hop)))
+    shifted = fake[lag:] if lag >= 0 else torch.nn.functional.pad(fake, (-lag, 0))
+    missing = real.shape[-1] - shifted.shape[-1]
+    return torch.nn.functional.pad(shifted, (0, missing)), lag
+
+
 def dtw_path(
     real: Map,
     fake: Map,
@@ -32,13 +67,13 @@ def dtw_path(
 ) -> Int[Tensor, "p 2"]:
     """Cheapest monotone path through two magnitudes ``(f, t1)`` and ``(f, t2)``.
 
-    Its rows are the frames ``(real, fake)`` that belong together, from ``(0, 0)`` to
-    ``(t1 - 1, t2 - 1)`` by steps of (1, 1), (0, 1) and (1, 0), all of weight one. The cost is the
-    cosine distance of two frames, which no level changes, on linear or floored logarithmic
-    magnitudes; an all-zero frame is at distance 0 from another one and 1 from the rest. ``band``
-    (Sakoe & Chiba, 1978) keeps frames at most that far apart, which bounds time and memory (one
-    byte a cell) to ``2 * band + 1`` cells a frame. Raises `ShapeError` on other shapes or values,
-    `ConfigError` on a band that is shorter than ``|t1 - t2|``.
+    Its rows are the frames ``(real, fake)`` that belong together, from the first of both to the
+    last of both by steps of (1, 1), (0, 1) and (1, 0), all of weight one. The cost is the cosine
+    distance of two frames, which no level changes, on linear or floored logarithmic magnitudes; an
+    all-zero frame is at distance 0 from another one and 1 from the rest. ``band`` (Sakoe & Chiba,
+    1978) keeps frames at most that far apart, which bounds time and memory (one byte a cell) to
+    ``2 * band + 1`` cells a frame. Raises `ShapeError` on other shapes or values, `ConfigError` on
+    a band that is shorter than ``|t1 - t2|``.
 
     >>> ramp = torch.eye(4)[:, :3]
     >>> dtw_path(ramp, ramp[:, [0, 1, 1, 2]]).tolist()
@@ -72,6 +107,16 @@ def dtw_align(
     _, nearest = np.unique(path[order, 1], return_index=True)
     index = torch.from_numpy(path[order[nearest], 0])
     return real[:, index.to(real.device)]
+
+
+def _cross_correlation(real: Tensor, fake: Tensor, *, max_lag: int) -> Tensor:
+    """Normalised correlation of rows ``(c, n)`` and ``(c, m)`` at lags ``-max_lag..max_lag``."""
+    first, second = (rows.double() - rows.double().mean(-1, keepdim=True) for rows in (real, fake))
+    size = real.shape[-1] + fake.shape[-1] + max_lag
+    product = torch.fft.rfft(second, size) * torch.fft.rfft(first, size).conj()
+    full = torch.fft.irfft(product.sum(0), size)
+    scale = (first.norm() * second.norm()).clamp_min(1e-12)
+    return torch.cat((full[full.shape[-1] - max_lag :], full[: max_lag + 1])) / scale
 
 
 def _check(real: Tensor, fake: Tensor, *, domain: str, band: int | None) -> None:

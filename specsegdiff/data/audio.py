@@ -137,10 +137,13 @@ def open_audio(
       torchcodec decoder.
 
     Channels are averaged. ``sample_rate`` of a file may be left out and must otherwise be the
-    file's. Silence and a single sample are audio. Raises `AudioError` for a source that is missing,
-    unreadable, empty, truncated or damaged; that holds NaN or infinities; that is complex, boolean
-    or not numeric; whose axes are none, more than two or of equal length; or whose rate is missing
-    or outside `specsegdiff.data.samples.RATES`.
+    file's. Silence and a single sample are audio. So is an Ogg file that was cut exactly between
+    two pages, or an MP3 between two frames, unless its header states the length: neither can be
+    told from a whole one.
+
+    Raises `AudioError` for a source that is missing, unreadable, empty, truncated or damaged; that
+    holds NaN or infinities; that is complex, boolean or not numeric; whose axes are none, more than
+    two or of equal length; or whose rate is missing or outside `specsegdiff.data.samples.RATES`.
     """
     target_rate = check_rate(target_rate, what="target_rate")
     name = ""

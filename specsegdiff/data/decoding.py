@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
+from specsegdiff.data.containers import MP3_SLACK, Walk, walk
 from specsegdiff.data.samples import Opened, Samples, check_rate, check_values, from_decoder
 from specsegdiff.errors import AudioError
 
@@ -26,8 +27,6 @@ _CLAIM = re.compile(
 _UNKNOWN_SIZE = range(0x7FFF_F000, 2**32)
 """Claims in here are the placeholders that streaming writers (ffmpeg, SoX) leave."""
 _UNKNOWN_FRAMES = 2**62
-_MP3_SLACK = 2 * 1152
-"""libsndfile counts up to two MPEG frames too many in an intact MP3 without a Xing header."""
 _MALFORMED = 3  # SF_ERR_MALFORMED_FILE: recognised, so another decoder would hide the damage
 
 
@@ -65,8 +64,8 @@ def from_file(path: Path, name: str, cleanup: ExitStack) -> Opened:
     try:
         status = path.stat()
         regular = stat.S_ISREG(status.st_mode)
-        if regular:  # opening a pipe or a device could wait for ever
-            path.open("rb").close()
+        # opening a pipe or a device could wait for ever
+        walked = walk(path) if regular else Walk()
     except (OSError, ValueError) as error:
         raise AudioError(
             f"cannot open {name}: {error}; check the path and its permissions"
@@ -76,6 +75,8 @@ def from_file(path: Path, name: str, cleanup: ExitStack) -> Opened:
         raise AudioError(f"{name} is a {kind}, expected an audio file; pass the path of a file")
     if status.st_size == 0:
         raise AudioError(f"{name} has 0 bytes, expected an audio file; fetch or write it again")
+    if walked.cut:
+        raise _damaged(name, walked.cut)
     try:
         file = cleanup.enter_context(sf.SoundFile(path))
     except (sf.SoundFileError, TypeError) as error:  # TypeError: headerless formats, by suffix
@@ -86,6 +87,8 @@ def from_file(path: Path, name: str, cleanup: ExitStack) -> Opened:
         return _from_other_decoders(path, name, cleanup, reason="the header gives no length")
     if "IEEE float" in file.extra_info and file.subtype == "PCM_32":  # in W64, a libsndfile bug
         return _from_other_decoders(path, name, cleanup, reason="floats taken for integers")
+    if doubt := walked.doubt(file.frames):
+        return _from_other_decoders(path, name, cleanup, reason=doubt)
     for claim, real in _CLAIM.findall(file.extra_info):
         if int(claim) > int(real) + 1 and int(claim) not in _UNKNOWN_SIZE:
             raise _damaged(name, f"the header says {claim} bytes, {real} are there")
@@ -140,7 +143,7 @@ def _decode_once(file: sf.SoundFile, name: str, folder: Path, cleanup: ExitStack
         raise AudioError(
             f"cannot decode {name} to {folder}: {error}; free some space, or set TMPDIR"
         ) from error
-    if total + _MP3_SLACK < file.frames:
+    if total + MP3_SLACK < file.frames:
         raise _damaged(name, f"the header says {file.frames} samples, {total} can be decoded")
     return cleanup.enter_context(sf.SoundFile(path))
 

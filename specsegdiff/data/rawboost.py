@@ -10,6 +10,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from specsegdiff.data.seeds import check_seed
 from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.shapes import check_wave
 
@@ -22,9 +23,9 @@ class RawBoostConfig:
     """Settings of RawBoost; the defaults are those of the published code."""
 
     algo: int = 5
-    """1 linear and non-linear convolutive noise (LnL), 2 impulsive signal-dependent noise (ISD),
-    3 stationary signal-independent noise (SSI), 4 = 1+2+3 in a row, 5 = 1+2, 6 = 1+3, 7 = 2+3,
-    8 = 1 and 2 side by side, summed."""
+    """1 linear and non-linear convolutive noise (LnL), 2 impulsive signal-dependent noise (ISD), 3
+    stationary signal-independent noise (SSI), 4 = 1+2+3 in a row, 5 = 1+2, 6 = 1+3, 7 = 2+3, 8 = 1
+    and 2 side by side, summed."""
     sample_rate: int = 16_000
     "Hz of the waveforms."
     n_bands: int = 5
@@ -77,8 +78,8 @@ class RawBoost:
 
     What separates real from vocoded speech must stay the only difference of a pair, therefore two
     departures from the published code, which sees one recording at a time and equals ours there:
-    peaks above 1 are divided out by the highest peak of all members, and SSI scales its noise
-    by the mean power of all members, so that the very same noise is added to each.
+    peaks above 1 are divided out by the highest peak of all members, and SSI scales its noise by
+    the mean power of all members, so that the very same noise is added to each.
 
     >>> pair = torch.rand(2, 16_000) - 0.5
     >>> boosted = RawBoost(RawBoostConfig(algo=3))(pair, seed=0)
@@ -102,9 +103,7 @@ class RawBoost:
                 f"RawBoost takes the finite members of a pair as (m, n), got {tuple(waves.shape)}; "
                 "stack them with torch.stack((real, fake))"
             )
-        if seed < 0:
-            raise ConfigError(f"a seed must be >= 0, got {seed}")
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(check_seed(seed))
         boosted = _CHAINS[self.config.algo](
             waves.detach().cpu().double().numpy(), config=self.config, rng=rng
         )

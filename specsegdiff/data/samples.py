@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specsegdiff.errors import AudioError
+from specsegdiff.shapes import check_wave
+
+SAMPLE_RATE = 16_000
+"Hz at which pairs are counted, vocoded and made."
 
 RATES = (1_000, 384_000)
 """Lowest and highest sample rate in Hz that is taken for audio."""
@@ -71,6 +75,21 @@ def check_values(blocks: Iterable[NDArray[Any]], name: str) -> None:
             f"{name} has floats up to {peak:g}, expected about [-1, 1]; "
             "if they are integer samples, divide by the type's range (32768 for 16 bits)"
         )
+
+
+def check_mono(wave: Tensor) -> Tensor:
+    """Return one finite waveform ``(n,)`` as float32 on the CPU.
+
+    Raises `AudioError` for several waveforms and values that are not finite, `ShapeError` for what
+    is no waveform.
+    """
+    check_wave(wave)
+    if wave.ndim != 1 or not bool(torch.isfinite(wave).all()):
+        raise AudioError(
+            f"expected one finite waveform (n,), got shape {tuple(wave.shape)}; "
+            "load it with specsegdiff.data.audio.load_audio"
+        )
+    return wave.detach().float().cpu()
 
 
 def from_decoder(decoder: Any, name: str) -> Opened:

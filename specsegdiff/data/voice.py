@@ -14,18 +14,18 @@ import numpy.typing as npt
 import torch
 
 from specsegdiff.data.pairs import Pair
+from specsegdiff.data.samples import SAMPLE_RATE
+from specsegdiff.data.seeds import check_seed
 from specsegdiff.errors import ConfigError
 from specsegdiff.frontend import StftConfig
 from specsegdiff.shapes import Mask, Wave
-
-SAMPLE_RATE = 16_000
 
 UTTERANCE = (
     "_ n ow: b ax d iy eh: v er s p ow: k dh ih s _ ax m ax sh iy: n m ey: d dh ax v oy: s "
     "_ ah v p ah: l s ih z _"
 )
-"""'Nobody ever spoke this; a machine made the voice of pulses', in ARPAbet: a colon marks
-stress, ``_`` a pause."""
+"""'Nobody ever spoke this; a machine made the voice of pulses', in ARPAbet: a colon marks stress,
+``_`` a pause."""
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Formants: TypeAlias = tuple[float, float, float]
@@ -126,12 +126,10 @@ def synthesise_voice(phones: str = UTTERANCE, *, seed: int, f0_hz: float = 118.0
     >>> synthesise_voice("_ h ax l ow: _", seed=0).shape
     torch.Size([11187])
     """
-    if not isinstance(seed, int) or seed < 0:
-        raise ConfigError(f"seed must be an integer of at least 0, got {seed!r}")
+    rng = np.random.default_rng(check_seed(seed))
     if not 50 <= f0_hz <= 400:
         raise ConfigError(f"f0_hz must lie between 50 and 400 Hz, got {f0_hz!r}")
     segments, formants, pitch = _segments(phones)
-    rng = np.random.default_rng(seed)
     edges = np.rint(np.cumsum([0.0, *(s.ms for s in segments)]) * SAMPLE_RATE / 1000).astype(int)
     counts = np.diff(edges)
 
@@ -244,9 +242,8 @@ def _flutter(n: int, rng: np.random.Generator) -> Array:
 def _glottis(f0: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Derivative of the flow through the glottis, RMS 1, and how far it stands open, in [0, 1].
 
-    Rosenberg 1971, pulse C: 40 % of a period rising, 16 % falling, the rest closed. The
-    derivative is the radiation at the lips. Four-fold sampling keeps the sharp closure from
-    aliasing.
+    Rosenberg 1971, pulse C: 40 % of a period rising, 16 % falling, the rest closed. The derivative
+    is the radiation at the lips. Four-fold sampling keeps the sharp closure from aliasing.
     """
     from scipy.signal import resample_poly
 

@@ -1,13 +1,20 @@
-"""The short-time Fourier transform, its exact inverse, and the axes that every picture and mask
-share."""
+"""The short-time Fourier transform, its exact inverse, the axes that every picture and mask share,
+and a wrapper that lets a detector of waveforms be asked about bins."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
 
 from specsegdiff.errors import ConfigError, ShapeError
-from specsegdiff.shapes import Spec, Wave, check_wave
+from specsegdiff.shapes import Spec, Wave, check_same_shape, check_wave
+
+Scale: TypeAlias = Literal["linear", "log"]
+"""What the value of a bin is: its magnitude, or the logarithm of it."""
 
 
 @dataclass(frozen=True)
@@ -179,3 +186,125 @@ def log_magnitude(magnitude: Tensor, *, floor: float = 1e-5) -> Tensor:
     divided by a hundred, so silence stays finite and speech is untouched.
     """
     return magnitude.clamp_min(floor).log()
+
+
+class RawWrapper(nn.Module):
+    """A detector of waveforms on spectrograms: value and phase in, inverse transform, logits out.
+
+    ``wrapper(*wrapper.split(wave))`` is ``detector(wave)`` to rounding at every length, and has
+    gradients in value and phase. An attribution depends on what the value is, so ``scale`` is
+    always named:
+
+    - ``'linear'``: the magnitude ``|Y|``. Gradient times value is then the sum over real and
+      imaginary part that DFT-LRP takes. A value below 0 turns the phase by half a turn.
+    - ``'log'``: ``log(|Y| + floor)``, logarithmic above ``floor`` and linear below it. Its inverse,
+      ``exp(value) - floor``, is exact on both sides: `log_magnitude`, which clamps, would bring
+      every bin below the floor back at the floor, and digital silence back as a click a frame.
+      Its gradient is that of the linear scale times ``|Y| + floor``.
+
+    The value of no sound is `silence`. It is not 0 on the log scale, where 0 is magnitude 1: a
+    baseline of zeros there is a loud one.
+
+    ``detector`` is any callable from waves ``(b, n)`` to logits ``(b, classes)``, or to an object
+    that holds them as ``.logits``, as audio classifiers of Hugging Face do; those that want
+    standardised waves need that step inside. It is called as it is: neither mode nor weights
+    change. Raises `ConfigError` on an unknown scale or a floor that is not positive.
+
+    >>> def detector(wave):
+    ...     return torch.stack([wave.mean(1), wave.square().mean(1)], dim=1)
+    >>> wrapper, wave = RawWrapper(detector, scale="log"), torch.randn(2, 5_000)
+    >>> value, phase, length = wrapper.split(wave)
+    >>> tuple(value.shape), phase.dtype, length
+    ((2, 513, 20), torch.complex64, 5000)
+    >>> torch.allclose(wrapper(value, phase, length), detector(wave), atol=1e-5)
+    True
+    """
+
+    def __init__(
+        self,
+        detector: Callable[..., Any],
+        stft: Stft | None = None,
+        *,
+        scale: Scale,
+        floor: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if scale not in ("linear", "log"):
+            raise ConfigError(f"scale must be 'linear' or 'log', got {scale!r}")
+        if not (floor > 0 and math.isfinite(floor)):
+            raise ConfigError(f"floor must be positive and finite, got {floor!r}")
+        self.detector = detector
+        self.stft = stft or Stft()
+        self.scale = scale
+        self.floor = floor
+        # a fresh module says it trains, even around a detector that does not
+        self.training = getattr(detector, "training", False)
+
+    @property
+    def silence(self) -> float:
+        """Value of a bin without sound: 0, or ``log(floor)``."""
+        return 0.0 if self.scale == "linear" else math.log(self.floor)
+
+    def split(
+        self, wave: Float[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b f t"], Complex[Tensor, "b f t"], int]:
+        """Return value ``(b, f, t)``, phase as complex numbers of length 1, and the length ``n``.
+
+        A bin without sound (below 1e-19) has no phase; it gets ``1 + 0j``, and passes a gradient of
+        0 back to the wave. Raises `ShapeError` on anything but waves ``(b, n)``.
+        """
+        check_wave(wave)
+        if wave.ndim != 2:
+            raise ShapeError(
+                f"expected waves (b, n), got shape {tuple(wave.shape)}; "
+                "give one recording a batch axis with [None]"
+            )
+        spec = self.stft(wave)
+        # below 1e-19 the square of a float32 vanishes, and with it magnitude and gradient
+        limit = torch.finfo(wave.dtype).tiny ** 0.5
+        silent = torch.view_as_real(spec).abs().amax(-1) < limit
+        spec = torch.where(silent, 1.0, spec)
+        magnitude = spec.abs()
+        value = self.to_value(torch.where(silent, 0.0, magnitude))
+        return value, spec / magnitude, wave.shape[-1]
+
+    def to_value(self, magnitude: Tensor) -> Tensor:
+        """Linear magnitude on the wrapper's scale, any shape."""
+        if self.scale == "linear":
+            return magnitude
+        # where there is no sound, exactly `silence`: logarithms differ by a bit between devices
+        return torch.where(magnitude > 0, (magnitude + self.floor).log(), self.silence)
+
+    def to_magnitude(self, value: Tensor) -> Tensor:
+        """Linear magnitude of values, any shape; on the log scale, 0 at and below `silence`."""
+        if self.scale == "linear":
+            return value
+        silence = value.new_tensor(self.silence)
+        # at silence, 0 to the last bit, with the slope of the logarithm's inverse
+        slope = self.floor * (value - silence)
+        return torch.where(value > silence, value.exp() - self.floor, slope).clamp_min(0)
+
+    def forward(
+        self, value: Float[Tensor, "b f t"], phase: Complex[Tensor, "b f t"], length: int
+    ) -> Float[Tensor, "b c"]:
+        """Logits ``(b, classes)`` of the waves of ``length`` samples with these values and phases.
+
+        Raises `ShapeError` where value and phase differ in shape, the phase is not complex, the
+        length is another recording's, or the detector returns no logits ``(b, classes)``.
+        """
+        check_same_shape(value, phase, names=("value", "phase"))
+        if not phase.is_complex():
+            raise ShapeError(
+                f"expected the phase as complex numbers of length 1, got {phase.dtype}; "
+                "turn angles into them with torch.polar(torch.ones_like(angle), angle)"
+            )
+        wave = self.stft.inverse(self.to_magnitude(value) * phase, length=length)
+        output = self.detector(wave)
+        logits = getattr(output, "logits", output)
+        if not (isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(wave)):
+            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ShapeError(
+                f"expected the detector to return logits ({len(wave)}, classes), or an object "
+                f"with them as .logits, got {came}; wrap it in a function that returns the logits"
+            )
+        return logits

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from specsegdiff.metrics.faithfulness import ad, ag, ai, ff, fid_in, perturbation_curves
 from specsegdiff.metrics.intervals import bootstrap_interval
 from specsegdiff.metrics.segmentation import (
     average_precision,
@@ -15,19 +16,40 @@ from specsegdiff.metrics.segmentation import (
 )
 
 if TYPE_CHECKING:
-    from specsegdiff.metrics.modules import AveragePrecision, ForegroundDice, GeneralizedDice, IoU
+    from specsegdiff.metrics.modules import (
+        AverageDrop,
+        AverageGain,
+        AverageIncrease,
+        AveragePrecision,
+        FaithfulnessOnSpectra,
+        ForegroundDice,
+        GeneralizedDice,
+        InputFidelity,
+        IoU,
+    )
 
 __all__ = [
+    "AverageDrop",
+    "AverageGain",
+    "AverageIncrease",
     "AveragePrecision",
+    "FaithfulnessOnSpectra",
     "ForegroundDice",
     "GeneralizedDice",
+    "InputFidelity",
     "IoU",
+    "ad",
+    "ag",
+    "ai",
     "average_precision",
     "bootstrap_interval",
     "evaluate",
+    "ff",
+    "fid_in",
     "foreground_dice",
     "generalized_dice",
     "iou",
+    "perturbation_curves",
     "precision",
     "recall",
     "roc_auc",

@@ -1,5 +1,5 @@
-"""The segmentation scores as torchmetrics classes: means over the items of all batches and
-processes.
+"""The segmentation and faithfulness scores as torchmetrics classes: means over the items of all
+batches and processes.
 
 Importing this module imports torchmetrics, so `specsegdiff.metrics` does so on first use.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from specsegdiff.metrics import segmentation
+from specsegdiff.metrics.faithfulness import Probabilities, ad, ag, ai, ff, fid_in
 from specsegdiff.shapes import Map, Mask
 
 
@@ -103,3 +104,64 @@ class AveragePrecision(_ItemMean):
     def update(self, scores: Map, truth: Mask, *, valid: Mask | None = None) -> None:
         """Add the items of a map and a mask ``(b, f, t)``."""
         self._add(self._score(scores, truth, valid=valid))
+
+
+class _KeptMean(_ItemMean):
+    def update(self, full: Probabilities, masked_in: Probabilities) -> None:
+        """Add items: probabilities ``(b, k)`` of whole recordings and of what a mask keeps."""
+        self._add(self._score(full, masked_in))
+
+
+class AverageIncrease(_KeptMean):
+    """AI, the mean `specsegdiff.metrics.faithfulness.ai` over items; ``options`` go to `Metric`.
+
+    >>> metric = AverageIncrease()
+    >>> full = torch.tensor([[0.6, 0.4], [0.6, 0.4]])
+    >>> metric.update(full, torch.tensor([[0.7, 0.3], [0.5, 0.5]]))
+    >>> metric.compute()
+    tensor(50.)
+    """
+
+    def __init__(self, *, target: int | None = None, **options: Any) -> None:
+        score = partial(ai, target=target)
+        super().__init__(score, name=f"ai_{target}", **options)
+
+
+class AverageDrop(_KeptMean):
+    """AD, the mean `specsegdiff.metrics.faithfulness.ad` over items; ``options`` go to `Metric`."""
+
+    higher_is_better = False
+
+    def __init__(
+        self, *, target: int | None = None, double_softmax: bool = False, **options: Any
+    ) -> None:
+        score = partial(ad, target=target, double_softmax=double_softmax)
+        times = "twice" if double_softmax else "once"
+        super().__init__(score, name=f"ad_{target}_{times}", **options)
+
+
+class AverageGain(_KeptMean):
+    """AG, the mean `specsegdiff.metrics.faithfulness.ag` over items; ``options`` go to `Metric`."""
+
+    def __init__(self, *, target: int | None = None, **options: Any) -> None:
+        score = partial(ag, target=target)
+        super().__init__(score, name=f"ag_{target}", **options)
+
+
+class InputFidelity(_KeptMean):
+    """Fid-In, the mean `specsegdiff.metrics.faithfulness.fid_in`; ``options`` go to `Metric`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(fid_in, name="fid_in", **options)
+
+
+class FaithfulnessOnSpectra(_ItemMean):
+    """FF, the mean `specsegdiff.metrics.faithfulness.ff` over items; ``options`` go to `Metric`."""
+
+    def __init__(self, *, target: int | None = None, **options: Any) -> None:
+        score = partial(ff, target=target)
+        super().__init__(score, name=f"ff_{target}", **options)
+
+    def update(self, full: Probabilities, masked_out: Probabilities) -> None:
+        """Add items: probabilities ``(b, k)`` of whole recordings and of what a mask leaves."""
+        self._add(self._score(full, masked_out))

@@ -1,0 +1,436 @@
+"""AASIST on wav2vec 2.0 features: the detector whose hidden states ADDSegDiff reads.
+
+Written anew after TakHemlata/SSL_Anti-spoofing at 4acaa61 (MIT licence) and its paper, Tak et al.
+2022, arXiv 2202.12233, with the backbone of Hugging Face transformers in place of fairseq; it
+loads the checkpoints of the former and the backbones of the latter.
+"""
+
+import math
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from specsegdiff import hub
+from specsegdiff.errors import CheckpointError, ConfigError, DependencyError, ShapeError
+from specsegdiff.models.aasist import RENAMES, UNUSED, check_encoder, encoder, load_published
+from specsegdiff.models.detector import LABELS, Long, over_windows
+from specsegdiff.models.graph import GraphBackend, GraphConfig
+from specsegdiff.shapes import Wave, check_wave
+
+if TYPE_CHECKING:
+    from transformers import Wav2Vec2Model
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A wav2vec 2.0 encoder under the names of `transformers.Wav2Vec2Config`; the defaults are
+    XLS-R 300M (Babu et al. 2021, arXiv 2111.09296)."""
+
+    hidden_size: int = 1024
+    "Width of the transformer."
+    num_hidden_layers: int = 24
+    "Transformer layers."
+    num_attention_heads: int = 16
+    "Attention heads a layer."
+    intermediate_size: int = 4096
+    "Width of the feed-forward networks."
+    conv_dim: tuple[int, ...] = (512,) * 7
+    "Channels of each convolution of the feature extractor."
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    "Their taps."
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    "Their strides; the product, 320 samples, is the distance of frames."
+    conv_bias: bool = True
+    "Whether they have a bias."
+    feat_extract_norm: str = "layer"
+    "Layer norm after each convolution, or group norm after the first ('group')."
+    do_stable_layer_norm: bool = True
+    """Layer norm before attention and feed-forward and after the last layer, or after attention
+    and feed-forward and before the first layer."""
+    num_conv_pos_embeddings: int = 128
+    "Taps of the convolution that gives the position."
+    num_conv_pos_embedding_groups: int = 16
+    "Groups of that convolution."
+    layer_norm_eps: float = 1e-5
+    "Added to the variance in the transformer's layer norms."
+    dropout: float = 0.0
+    """Dropout in the transformer while training; 0 as in the pre-training configuration that the
+    published detector was fine-tuned with. Layers are never dropped, nor frames masked."""
+
+    def __post_init__(self) -> None:
+        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
+            raise ConfigError(
+                "BackboneConfig needs one conv_dim, conv_kernel and conv_stride per convolution, "
+                f"got {self.conv_dim!r}, {self.conv_kernel!r}, {self.conv_stride!r}"
+            )
+        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+            parts = getattr(self, name)
+            if parts < 1 or self.hidden_size % parts:
+                raise ConfigError(
+                    f"BackboneConfig.hidden_size={self.hidden_size!r} is no multiple of "
+                    f"{name}={parts!r}"
+                )
+        if self.num_hidden_layers < 1:
+            raise ConfigError("BackboneConfig.num_hidden_layers must be at least 1")
+        if self.feat_extract_norm not in ("layer", "group"):
+            raise ConfigError(
+                "BackboneConfig.feat_extract_norm must be 'layer' or 'group', got "
+                f"{self.feat_extract_norm!r}"
+            )
+
+    @property
+    def hop(self) -> int:
+        """Samples between frames, 320."""
+        return math.prod(self.conv_stride)
+
+    @property
+    def reach(self) -> int:
+        """Samples that one frame is made of, 400; frame i covers ``[hop * i, hop * i + reach)``."""
+        samples = 1
+        for kernel, stride in zip(self.conv_kernel[::-1], self.conv_stride[::-1], strict=True):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames of ``n_samples``; at least one, since shorter waves are padded to `reach`."""
+        return max(n_samples - self.reach, 0) // self.hop + 1
+
+
+@dataclass(frozen=True)
+class Wav2Vec2AASISTConfig:
+    """Everything that shapes the detector; the defaults are SSL_Anti-spoofing's, preset
+    ``paper``."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    "The wav2vec 2.0 encoder."
+    normalise: bool = False
+    """Brings each window to zero mean and unit variance before the backbone. XLS-R was pre-trained
+    so, but SSL_Anti-spoofing fine-tunes and runs it on raw samples, hence no by default."""
+    n_samples: int = 64_600
+    "Window in samples, about 4 s."
+    long: Long = "windows"
+    """What happens to a longer recording: the mean over windows that cover it, or only its first
+    window, as in the published evaluation."""
+    rows: int = 128
+    "Features that the hidden states are projected to; they are the rows of the encoder's map."
+    channels: tuple[int, ...] = (32, 32, 64, 64, 64, 64)
+    "Width of each residual block."
+    graph: GraphConfig = field(default_factory=lambda: GraphConfig(pool_ratios=(0.5, 0.5, 0.5)))
+    "The graph part."
+    temperature: float = 1.0
+    "Divides the logits in `p_spoof`; fitted on validation data, the forward pass ignores it."
+
+    def __post_init__(self) -> None:
+        check_encoder(self, rows=self.rows // 3)
+        shortest = self.backbone.reach + 2 * self.backbone.hop
+        if self.n_samples < shortest:
+            raise ConfigError(
+                f"Wav2Vec2AASISTConfig.n_samples={self.n_samples!r} gives less than the three "
+                f"frames that pooling needs; use at least {shortest}"
+            )
+
+
+PRESETS: dict[str, Wav2Vec2AASISTConfig] = {
+    "paper": Wav2Vec2AASISTConfig(),
+    # For tests and dry runs: the same layers at a size that runs in milliseconds.
+    "tiny": Wav2Vec2AASISTConfig(
+        backbone=BackboneConfig(
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=48,
+            conv_dim=(16,) * 7,
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=4,
+        ),
+        n_samples=8_000,
+        rows=12,
+        channels=(4, 4, 8),
+        graph=GraphConfig(dims=(8, 8)),
+    ),
+}
+
+
+class Wav2Vec2AASIST(nn.Module):
+    """Detector on wav2vec 2.0 features: logits ``(b, 2)`` of ``("spoof", "bonafide")``.
+
+    Lengths are handled as in `specsegdiff.models.aasist.AASIST`: shorter recordings are repeated to
+    the window of 64,600 samples, longer ones covered with windows whose logits are averaged. The
+    network sees the frames of one window only, and in evaluation mode no item depends on another.
+
+    >>> model = Wav2Vec2AASIST.from_preset("tiny").eval()
+    >>> wave = torch.randn(2, 10_000)
+    >>> tuple(model(wave).shape), [tuple(h.shape) for h in model.features(wave, (0, 3))]
+    ((2, 2), [(2, 31, 32), (2, 31, 32)])
+    """
+
+    labels: tuple[str, ...] = LABELS
+    "Names of the logits."
+
+    def __init__(self, config: Wav2Vec2AASISTConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or Wav2Vec2AASISTConfig()
+        width = self.config.channels[-1]
+        self.backbone = _backbone(self.config.backbone)
+        self.project = nn.Linear(self.config.backbone.hidden_size, self.config.rows)
+        self.pool = nn.MaxPool2d(3)
+        self.norm = nn.BatchNorm2d(1)
+        self.selu = nn.SELU()
+        self.encoder = encoder(self.config.channels, pool=1)
+        self.norm_encoded = nn.BatchNorm2d(width)
+        self.selu_encoded = nn.SELU()
+        self.attention = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 1),
+            nn.SELU(),
+            nn.BatchNorm2d(2 * width),
+            nn.Conv2d(2 * width, width, 1),
+        )
+        self.softmax_time = nn.Softmax(dim=-1)
+        self.softmax_rows = nn.Softmax(dim=-2)
+        self.graph = GraphBackend(
+            self.config.graph, channels=width, spectral_nodes=self.config.rows // 3
+        )
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> Self:
+        """Build an untrained model from a preset, with fields of `Wav2Vec2AASISTConfig` changed by
+        name; nothing is downloaded."""
+        return cls(_preset(name, changes))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """Load from a folder or a Hugging Face Hub id that `save_pretrained` wrote; raises
+        `CheckpointError` or `ConfigError`."""
+        return hub.load_model(cls, Wav2Vec2AASISTConfig, source, revision=revision)
+
+    @classmethod
+    def from_backbone(
+        cls, source: str | Path, *, revision: str | None = None, normalise: bool, **changes: Any
+    ) -> Self:
+        """Build an untrained back end on a pre-trained wav2vec 2.0 of Hugging Face transformers, a
+        folder or a Hub id such as ``facebook/wav2vec2-xls-r-300m``.
+
+        ``normalise`` is ``do_normalize`` of its ``preprocessor_config.json``, true for XLS-R: say
+        False only to fine-tune it as SSL_Anti-spoofing does. ``changes`` are other fields of the
+        preset ``paper``. Raises `CheckpointError` where the backbone cannot be loaded with all its
+        weights, and `ConfigError` where it is no plain wav2vec 2.0.
+        """
+        transformers = _transformers()
+        try:
+            theirs = transformers.AutoConfig.from_pretrained(source, revision=revision)
+            config = replace(
+                PRESETS["paper"], backbone=_backbone_config(theirs), normalise=normalise, **changes
+            )
+            model = cls(config)
+            loaded, report = transformers.Wav2Vec2Model.from_pretrained(
+                source,
+                revision=revision,
+                config=model.backbone.config,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise CheckpointError(
+                f"{source} holds no wav2vec 2.0 that transformers can load ({error}); "
+                "check the name and the connection, or pass a folder"
+            ) from error
+        other_shapes = {name for name, *_ in report["mismatched_keys"]}
+        lacking = sorted(other_shapes.union(report["missing_keys"]))
+        if lacking:
+            raise CheckpointError(
+                f"{source} lacks {len(lacking)} tensors of the backbone, first {lacking[0]!r}; "
+                "pass a checkpoint of a whole wav2vec 2.0"
+            )
+        model.backbone.load_state_dict(loaded.state_dict())
+        return model
+
+    @classmethod
+    def from_published(cls, path: str | Path, *, preset: str = "paper", **changes: Any) -> Self:
+        """Load a checkpoint of SSL_Anti-spoofing, such as ``LA_model.pth``, in evaluation mode.
+
+        It is read without running code from it (``weights_only``). Tensors under fairseq's names go
+        to the Hugging Face backbone; those that serve pre-training alone are left out. Raises
+        `CheckpointError` where the file is missing or damaged, or holds other tensors.
+        """
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"cannot read {path} as tensors ({error}); fetch it again from its publisher"
+            ) from error
+        if not isinstance(tensors, dict) or not all(
+            isinstance(value, Tensor) for value in tensors.values()
+        ):
+            raise CheckpointError(f"{path} is no state dict; pass the .pth of SSL_Anti-spoofing")
+        model = cls(_preset(preset, changes))
+        load_published(
+            model,
+            # the DF recipe saves the model inside a DataParallel
+            {name.removeprefix("module."): value for name, value in tensors.items()},
+            renames=FAIRSEQ + HEAD + RENAMES,
+            unused=rf"{UNUSED}|{PRETRAINING}",
+            where=str(path),
+        )
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
+        """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as
+        float16."""
+        hub.save_model(self, folder, half=half)
+
+    def forward(self, wave: Wave) -> Float[Tensor, "b 2"]:
+        """Logits of waveforms ``(b, n)``, float32 mono at 16 kHz; raises `ShapeError` on others."""
+        return over_windows(
+            self._classify, wave, length=self.config.n_samples, long=self.config.long
+        )
+
+    def features(self, wave: Wave, layers: Sequence[int]) -> list[Float[Tensor, "b t d"]]:
+        """Hidden states ``(b, t, d)`` after each of ``layers``, counted from 0, in their order.
+
+        Layer i is the output of the i-th transformer layer as the next one reads it: fairseq's
+        ``layer_results[i]``, before the norm that follows the last layer, and ``hidden_states[i +
+        1]`` of Hugging Face, whose entry 0 is the input of the first layer.
+
+        The whole wave passes at once, without repetition or windows: frame i covers the samples
+        ``[320 i, 320 i + 400)``, and t is `BackboneConfig.n_frames`. Waves below 400 samples are
+        padded with zeros to one frame. Later layers than the last of ``layers`` are not run.
+        Raises `ConfigError` on layers that the backbone does not have.
+        """
+        check_wave(wave)
+        count = self.config.backbone.num_hidden_layers
+        if any(not 0 <= layer < count for layer in layers):
+            raise ConfigError(
+                f"the backbone has layers 0 to {count - 1}, got {tuple(layers)}; "
+                "count from the first transformer layer"
+            )
+        if wave.ndim != 2:
+            raise ShapeError(f"expected waveforms (b, n), got {tuple(wave.shape)}; use wave[None]")
+        missing = self.config.backbone.reach - wave.shape[-1]
+        states = self._states(nn.functional.pad(wave, (0, max(missing, 0))))
+        kept = dict(zip(range(max(layers, default=-1) + 1), states, strict=False))
+        return [kept[layer] for layer in layers]
+
+    def _states(self, wave: Float[Tensor, "b n"]) -> Iterator[Float[Tensor, "b t d"]]:
+        """Output of each transformer layer; what `transformers.Wav2Vec2Model` does, layer by
+        layer."""
+        if self.config.normalise:
+            # the constants of transformers' Wav2Vec2FeatureExtractor
+            mean, variance = wave.mean(-1, keepdim=True), wave.var(-1, correction=0, keepdim=True)
+            wave = (wave - mean) / (variance + 1e-7).sqrt()
+        hidden = wave[:, None]
+        for layer in self.backbone.feature_extractor.conv_layers:
+            hidden = layer(hidden)
+        hidden, _ = self.backbone.feature_projection(hidden.transpose(1, 2))
+        transformer = self.backbone.encoder
+        hidden = hidden + transformer.pos_conv_embed(hidden)
+        if not self.config.backbone.do_stable_layer_norm:
+            hidden = transformer.layer_norm(hidden)
+        hidden = transformer.dropout(hidden)
+        for layer in transformer.layers:
+            hidden = layer(hidden)
+            yield hidden
+
+    def _classify(self, wave: Float[Tensor, "b n"]) -> Float[Tensor, "b 2"]:
+        *_, hidden = self._states(wave)
+        if self.config.backbone.do_stable_layer_norm:
+            hidden = self.backbone.encoder.layer_norm(hidden)
+        x = self.project(hidden).transpose(1, 2)[:, None]
+        x = self.encoder(self.selu(self.norm(self.pool(x))))
+        x = self.selu_encoded(self.norm_encoded(x))
+        scores = self.attention(x)
+        spectral = (x * self.softmax_time(scores)).sum(dim=-1)
+        temporal = (x * self.softmax_rows(scores)).sum(dim=-2)
+        return self.graph(spectral.transpose(1, 2), temporal.transpose(1, 2))
+
+
+# ------------------------------------------------------------------ backbones and their names
+
+FAIRSEQ = (
+    (r"^ssl_model\.model\.", "backbone."),
+    (r"^(backbone\.feature_extractor\.conv_layers\.\d+)\.0\.", r"\1.conv."),
+    # layer norm sits between two transpositions, group norm does not
+    (r"^(backbone\.feature_extractor\.conv_layers\.\d+)\.2\.1\.", r"\1.layer_norm."),
+    (r"^(backbone\.feature_extractor\.conv_layers\.\d+)\.2\.", r"\1.layer_norm."),
+    (r"^backbone\.layer_norm\.", "backbone.feature_projection.layer_norm."),
+    (r"^backbone\.post_extract_proj\.", "backbone.feature_projection.projection."),
+    (r"^backbone\.encoder\.pos_conv\.0\.", "backbone.encoder.pos_conv_embed.conv."),
+    (r"\.weight_g$", ".parametrizations.weight.original0"),
+    (r"\.weight_v$", ".parametrizations.weight.original1"),
+    (r"^(backbone\.encoder\.layers\.\d+)\.self_attn\.", r"\1.attention."),
+    (r"^(backbone\.encoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.layer_norm."),
+    (r"^(backbone\.encoder\.layers\.\d+)\.fc1\.", r"\1.feed_forward.intermediate_dense."),
+    (r"^(backbone\.encoder\.layers\.\d+)\.fc2\.", r"\1.feed_forward.output_dense."),
+)
+"fairseq's names of a wav2vec 2.0 inside SSL_Anti-spoofing to those of transformers inside ours."
+
+PRETRAINING = r"^ssl_model\.model\.(mask_emb$|quantizer\.|project_q\.|final_proj\.)"
+"Tensors of fairseq's wav2vec 2.0 that only its pre-training uses."
+
+HEAD = ((r"^LL\.", "project."), (r"^first_bn1\.", "norm_encoded."))
+"What stands between backbone and graph part beside the tensors that AASIST has too."
+
+
+def _preset(name: str, changes: dict[str, Any]) -> Wav2Vec2AASISTConfig:
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}; choose one of {sorted(PRESETS)}")
+    return replace(PRESETS[name], **changes)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise DependencyError(
+            "Wav2Vec2AASIST needs transformers; install specsegdiff[detectors]"
+        ) from error
+    return transformers
+
+
+def _backbone(config: BackboneConfig) -> "Wav2Vec2Model":
+    transformers = _transformers()
+    values = asdict(config)
+    dropout = values.pop("dropout")
+    return transformers.Wav2Vec2Model(
+        transformers.Wav2Vec2Config(
+            **values,
+            hidden_dropout=dropout,
+            attention_dropout=dropout,
+            activation_dropout=dropout,
+            feat_proj_dropout=dropout,
+            layerdrop=0.0,
+            # no masking of frames, hence no embedding for masked ones
+            mask_time_prob=0.0,
+            mask_feature_prob=0.0,
+        )
+    )
+
+
+def _backbone_config(theirs: Any) -> BackboneConfig:
+    needed = {
+        "model_type": "wav2vec2",
+        "hidden_act": "gelu",
+        "feat_extract_activation": "gelu",
+        "add_adapter": False,
+        "adapter_attn_dim": None,
+    }
+    for name, value in needed.items():
+        came = getattr(theirs, name, None)
+        if came != value:
+            raise ConfigError(
+                f"the backbone has {name}={came!r}, expected {value!r}; only plain wav2vec 2.0 "
+                "encoders are supported"
+            )
+    names = [f.name for f in fields(BackboneConfig) if f.name != "dropout"]
+    values: dict[str, Any] = {}
+    for name in names:
+        value = getattr(theirs, name)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return BackboneConfig(**values)

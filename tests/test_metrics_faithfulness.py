@@ -158,6 +158,7 @@ def test_an_empty_batch_has_no_scores():
     [
         (torch.tensor([[2.0, -1.0]]), torch.tensor([[0.5, 0.5]]), "full as probabilities"),
         (torch.tensor([[0.5, 0.5]]), torch.tensor([[1.2, -0.2]]), "softmax of logits"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.9]]), "rows with sum 1"),
         (torch.tensor([[0.5, 0.5]]), torch.tensor([[math.nan, 0.5]]), "finite"),
         (torch.tensor([0.5]), torch.tensor([0.5]), r"\(b, classes\), got \(1,\)"),
         (torch.ones(1, 1), torch.ones(1, 1), "one logit"),

@@ -19,6 +19,7 @@ import specsegdiff as ssd
 from specsegdiff import api
 from specsegdiff.cli import app
 from specsegdiff.data.audio import write_audio
+from specsegdiff.models.aasist import AASIST, AASISTConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -116,9 +117,21 @@ def test_the_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     wave = 0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))
     write_audio("call.wav", wave, sample_rate=16_000)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "call.png").exists()
+
+
+def test_the_attributions_in_the_readme_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("zennit", reason="attributions need the extra 'baselines'")
+    torch.manual_seed(0)
+    detector = AASIST(AASISTConfig(n_samples=4000, channels=(4, 4))).eval()
+    monkeypatch.setattr(AASIST, "from_published", classmethod(lambda cls, source: detector))
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    names = {"wave": 0.1 * torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["attribution"].shape == (1, 513, 16)
+    assert float(names["attribution"].abs().max()) > 0
 
 
 def test_files_that_the_readme_links_to_exist() -> None:

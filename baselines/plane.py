@@ -1,0 +1,316 @@
+"""A detector on the time-frequency plane: what all attributions here share."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+
+from specsegdiff.errors import ConfigError, DependencyError, ShapeError
+from specsegdiff.frontend import RawWrapper, Stft
+from specsegdiff.models.detector import spoof_column
+from specsegdiff.shapes import Map, Wave, check_wave, is_finite
+
+Scale: TypeAlias = Literal["linear", "log"]
+"What a bin's value is: its magnitude, or the logarithm of it. An attribution depends on it."
+
+References: TypeAlias = list[Tensor] | tuple[Tensor, ...] | Tensor
+"Waves to compare with: a list of ``(n,)``, or a tensor ``(k, n)``."
+
+ROWS_ON_ACCELERATOR = 8
+"Rows a pass on an accelerator, halved until they fit; a CPU gains nothing from more than one."
+
+T = TypeVar("T")
+
+
+class Attribution(NamedTuple):
+    """Maps, and how far each is from adding up."""
+
+    map: Map
+    "Signed contribution of every bin, ``(b, f, t)``, in units of the logit."
+    delta: Float[Tensor, "b"]
+    "Sum of the map less ``f(x) - f(baseline)``, in units of the logit; 0 is complete."
+
+
+@dataclass(frozen=True)
+class Item:
+    """One recording on the plane."""
+
+    value: Float[Tensor, "1 f t"]
+    "Magnitude, or its logarithm."
+    phase: Complex[Tensor, "1 f t"]
+    "Phase, kept at every baseline."
+    length: int
+    "Samples of the recording."
+    key: str
+    "SHA-256 of its samples; random draws hang on it, never on the place in a batch."
+
+
+class Plane:
+    """A detector as a function of the values of a spectrogram, under a fixed phase.
+
+    Baselines keep the recording's phase too: what is explained is the value of a bin. ``target`` is
+    a name in the detector's ``labels``, or the index of a logit. Raises `ConfigError` on an unknown
+    target or scale.
+    """
+
+    def __init__(
+        self, detector: Callable[..., Any], *, target: str | int, stft: Stft | None, scale: Scale
+    ) -> None:
+        if not callable(detector):
+            raise ConfigError(
+                f"expected a detector that maps waves (b, n) to logits (b, classes), got "
+                f"{type(detector).__name__}; pass the model itself"
+            )
+        self.wrapper = RawWrapper(detector, stft, scale=scale)
+        self.column = target_column(detector, target)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the detector; the CPU where it has no tensors."""
+        weights = [*self.wrapper.parameters(), *self.wrapper.buffers()]
+        return weights[0].device if weights else torch.device("cpu")
+
+    def score(
+        self,
+        value: Float[Tensor, "k f t"],
+        phase: Complex[Tensor, "#k f t"],
+        length: int,
+    ) -> Float[Tensor, "k"]:
+        """Logit of the target for rows of values under one phase, or a phase each."""
+        logits = self.wrapper(value, phase.expand(len(value), -1, -1), length)
+        if self.column >= logits.shape[1]:
+            raise ConfigError(
+                f"the detector returns {logits.shape[1]} logits, so there is none with index "
+                f"{self.column}; pass the target as a name in its labels or a smaller index"
+            )
+        return logits[:, self.column]
+
+    def baseline(self, item: Item, references: References | None) -> Float[Tensor, "k f t"]:
+        """Values of the references at the item's length, or of silence, ``(1, f, t)``, without.
+
+        Silence is magnitude 0: on the log scale it is the wrapper's floor, not a logarithm of 0.
+        Shorter references are repeated, longer ones cut.
+        """
+        if references is None:
+            return torch.full_like(item.value, self.wrapper.silence)
+        waves = torch.stack([at_length(wave, item.length) for wave in references])
+        return self.wrapper.split(waves.to(item.value))[0]
+
+    def change(
+        self, item: Item, baselines: Float[Tensor, "k f t"], *, chunk: int | None
+    ) -> Float[Tensor, ""]:
+        """``f(x) - mean f(baselines)``, what a complete map sums to."""
+
+        def scores(rows: range) -> Tensor:
+            with torch.no_grad():
+                return self.score(baselines[rows.start : rows.stop], item.phase, item.length)
+
+        mean = mean_row(scores, len(baselines), chunk=chunk, device=self.device)
+        with torch.no_grad():
+            own = self.score(item.value, item.phase, item.length)[0]
+        return own.cpu().double() - mean
+
+    def maps(self, wave: Wave, one: Callable[[Item], Map]) -> Map:
+        """Maps of waves ``(b, n)``, each by ``one``, on the waves' device.
+
+        The detector is as it was found afterwards, also after an error.
+        """
+        # a caller's no_grad or inference mode is about its own tensors
+        with as_found(self.wrapper), torch.inference_mode(False), torch.enable_grad():
+            return torch.stack([one(item).float() for item in self.items(wave)]).to(wave.device)
+
+    def attribute(
+        self, wave: Wave, one: Callable[[Item], tuple[Map, Float[Tensor, ""]]]
+    ) -> Attribution:
+        """Attributions of waves ``(b, n)``: ``one`` gives a map and the change of the logit that it
+        should add up to."""
+        deltas: list[Tensor] = []
+
+        def with_change(item: Item) -> Map:
+            contribution, change = one(item)
+            deltas.append(contribution.double().sum().cpu() - change.double().cpu())
+            return contribution
+
+        result = self.maps(wave, with_change)
+        return Attribution(result, torch.stack(deltas).to(result))
+
+    def items(self, wave: Wave) -> Iterator[Item]:
+        """Recordings of a batch ``(b, n)``, on the detector's device; raises `ShapeError` on any
+        other shape and on samples that are not finite."""
+        check_batch(wave)
+        for row in wave.detach().clone():
+            with torch.no_grad():
+                value, phase, length = self.wrapper.split(row[None].to(self.device))
+            yield Item(value, phase, length, content_key(row))
+
+
+def check_batch(wave: Wave) -> None:
+    """Raise `ShapeError` unless ``wave`` is a batch ``(b, n)`` of finite samples."""
+    check_wave(wave)
+    if wave.ndim != 2 or len(wave) == 0:
+        raise ShapeError(
+            f"expected waves (b, n) with b >= 1, got shape {tuple(wave.shape)}; "
+            "give one recording a batch axis with [None]"
+        )
+    if not is_finite(wave):
+        raise ShapeError("the waves hold NaN or infinity; repair them before they are explained")
+
+
+def check_references(references: References | None) -> None:
+    """Raise `ConfigError` or `ShapeError` unless there are some, each a finite wave ``(n,)``."""
+    if references is None:
+        return
+    if not isinstance(references, list | tuple | Tensor) or len(references) == 0:
+        raise ConfigError(
+            "references must be a list of waves (n,) or a tensor (k, n) with k >= 1, or None for "
+            f"silence, got {type(references).__name__}"
+        )
+    for reference in references:
+        check_wave(reference)
+        if reference.ndim != 1 or not is_finite(reference):
+            raise ShapeError(
+                f"expected each reference as a finite wave (n,), got {tuple(reference.shape)}"
+            )
+
+
+def check_count(value: object, *, name: str) -> None:
+    """Raise `ConfigError` unless ``value`` is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} must be an integer, at least 1, got {value!r}")
+
+
+def target_column(detector: object, target: str | int) -> int:
+    """Index of the logit that ``target`` names; raises `ConfigError`."""
+    if target == "spoof":
+        return spoof_column(detector)
+    if isinstance(target, int) and not isinstance(target, bool) and target >= 0:
+        return target
+    labels = getattr(detector, "labels", None) or ()
+    if not isinstance(target, str) or list(labels).count(target) != 1:
+        raise ConfigError(
+            f"target must be one of the detector's labels {tuple(labels)}, or the index of a "
+            f"logit, got {target!r}"
+        )
+    return list(labels).index(target)
+
+
+def content_key(wave: Float[Tensor, "n"]) -> str:
+    """SHA-256 of the samples as little-endian float32."""
+    return hashlib.sha256(wave.detach().cpu().float().numpy().astype("<f4").tobytes()).hexdigest()
+
+
+def seed_of(*parts: object) -> int:
+    """A 64-bit seed that hangs on the parts alone."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def at_length(wave: Float[Tensor, "n"], length: int) -> Float[Tensor, "m"]:
+    """Cut a wave to ``length`` samples, or repeat it until it has them.
+
+    >>> at_length(torch.tensor([1.0, 2.0]), 5).tolist()
+    [1.0, 2.0, 1.0, 2.0, 1.0]
+    """
+    return wave.repeat(-(-length // len(wave)))[:length]
+
+
+def each_row(
+    work: Callable[[range], Tensor], count: int, *, chunk: int | None, device: torch.device
+) -> Iterator[Tensor]:
+    """Results of ``work`` for the rows ``0 .. count - 1``, given to it in ranges of ``chunk``.
+
+    Without ``chunk``, ranges are as long as the memory allows (`fitting_memory`). ``work`` returns
+    the results of its rows, ``(rows, ...)``; each comes out alone, in float64 on the CPU, so that a
+    sum of them is the same for all chunks, but for the network's own rounding.
+    """
+    start = 0
+    while start < count:
+
+        def some(rows: int, start: int = start) -> Tensor:
+            return work(range(start, min(start + rows, count)))
+
+        results = fitting_memory(some, chunk=chunk, device=device)
+        yield from results.detach().cpu().double()
+        start += len(results)
+
+
+def mean_row(
+    work: Callable[[range], Tensor], count: int, *, chunk: int | None, device: torch.device
+) -> Tensor:
+    """Mean in float64 of what `each_row` gives."""
+    total = torch.zeros((), dtype=torch.float64)
+    for result in each_row(work, count, chunk=chunk, device=device):
+        total = total + result
+    return total / count
+
+
+def fitting_memory(work: Callable[[int], T], *, chunk: int | None, device: torch.device) -> T:
+    """Result of ``work`` with ``chunk`` rows at once.
+
+    Without ``chunk``: with one row on a CPU, otherwise with `ROWS_ON_ACCELERATOR`, halved each time
+    that the device runs out of memory.
+    """
+    rows = chunk or (1 if device.type == "cpu" else ROWS_ON_ACCELERATOR)
+    while True:
+        try:
+            return work(rows)
+        except torch.OutOfMemoryError:
+            if chunk is not None or rows == 1:
+                raise
+        rows //= 2
+
+
+def import_captum() -> None:
+    """Raise `DependencyError` unless captum can be imported."""
+    try:
+        import captum.attr  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            f"this attribution runs in captum, which cannot be imported ({error}); "
+            "install it with: pip install 'captum>=0.9'"
+        ) from error
+
+
+@contextlib.contextmanager
+def as_found(module: nn.Module) -> Iterator[None]:
+    """Evaluate a module without gradients to its weights, then put it back as it was found.
+
+    Training flags of every part, ``requires_grad`` and ``.grad`` of every parameter, hooks, and
+    what captum leaves on activations after an error.
+    """
+    parts = list(module.modules())
+    modes = [part.training for part in parts]
+    hooks = [{name: dict(vars(part)[name]) for name in _hook_names(part)} for part in parts]
+    marks = [_CAPTUM_MARKS - vars(part).keys() for part in parts]
+    weights = [(value, value.requires_grad, value.grad) for value in module.parameters()]
+    try:
+        for part in parts:
+            part.training = False
+        for value, _, _ in weights:
+            value.requires_grad_(False)
+        yield
+    finally:
+        for part, mode, kept, absent in zip(parts, modes, hooks, marks, strict=True):
+            part.training = mode
+            for name, table in kept.items():
+                live = vars(part)[name]
+                for handle in [handle for handle in live if handle not in table]:
+                    del live[handle]
+            for name in absent & vars(part).keys():
+                delattr(part, name)
+        for value, needs_gradient, gradient in weights:
+            value.requires_grad_(needs_gradient)
+            value.grad = gradient
+
+
+_CAPTUM_MARKS = {"input", "input_ref", "output"}
+
+
+def _hook_names(part: nn.Module) -> list[str]:
+    tables = ((name, value) for name, value in vars(part).items() if "_hooks" in name)
+    return [name for name, value in tables if isinstance(value, dict)]

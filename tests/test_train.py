@@ -10,63 +10,31 @@ import pytest
 import torch
 import yaml
 from models import noise
-from scipy.signal import butter, lfilter
+from toy import vocoded, voice, write_corpus
 
-from specsegdiff.data.audio import write_audio
 from specsegdiff.data.manifest import read_manifest, write_manifest
-from specsegdiff.data.pairs import Pair
 from specsegdiff.errors import ConfigError, CorpusError
 from specsegdiff.masks import MaskConfig, difference, top_share
 from specsegdiff.models.segdiff import PRESETS, SegDiffConfig, SpecSegDiff
 
 pytest.importorskip("lightning", reason="training needs the extra 'train'")
 
-from specsegdiff.train import features, segmenter
+from specsegdiff.train import features, recipe, segmenter
 from specsegdiff.train.features import AugmentConfig, Crops, Item, make_item, make_items
-from specsegdiff.train.segmenter import (
-    TrainConfig,
-    moving_average,
-    read_config,
-    start_from,
-    train,
-)
+from specsegdiff.train.recipe import moving_average
+from specsegdiff.train.segmenter import TrainConfig, read_config, start_from, train
 
 # Lightning's advice on workers, folders and intervals
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 ROOT = Path(__file__).parent.parent
 MODEL = PRESETS["tiny"]
-N = 12_000
-
-
-def voice(seed):
-    """Harmonics that glide, in a little noise: enough like speech to be resynthesised badly."""
-    time = np.arange(N) / 16_000
-    pitch = 2 * np.pi * np.cumsum(120 + 10 * seed + 30 * np.sin(3 * time)) / 16_000
-    tones = sum(np.sin(k * pitch) / k for k in range(1, 20))
-    return torch.from_numpy(0.1 * tones).float() + noise(N, seed=seed, scale=0.005)
-
-
-def vocoded(wave, cut):
-    """A vocoder that loses the high frequencies and buzzes a little."""
-    low = lfilter(*butter(4, cut / 8_000), wave.numpy())
-    return torch.from_numpy(low).float() + noise(N, seed=9, scale=0.002)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Manifest of three pairs to train on and one to validate."""
-    folder = tmp_path_factory.mktemp("corpus")
-    pairs = []
-    for i, split in enumerate(("train", "train", "train", "val")):
-        real, fake = folder / f"real{i}.flac", folder / f"fake{i}.flac"
-        wave = voice(i)
-        write_audio(real, wave, sample_rate=16_000)
-        write_audio(fake, vocoded(wave, 2000 + 500 * i), sample_rate=16_000)
-        band = 4000.0 if i == 2 else None
-        pairs.append(Pair(f"p{i}", real, fake, N, vocoder="ab"[i % 2], split=split, band_hz=band))
-    write_manifest(pairs, folder / "pairs.csv")
-    return folder / "pairs.csv"
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def config_of(corpus, **changes):
@@ -167,7 +135,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(corpus, finished, in
 
 def test_other_crops_would_have_been_noticed(corpus, finished, interrupted, monkeypatch):
     """The test above can fail: a loader that starts again at its first crop ends elsewhere."""
-    monkeypatch.setattr(segmenter._Onwards, "__iter__", lambda self: iter(range(len(self))))
+    monkeypatch.setattr(recipe.Onwards, "__iter__", lambda self: iter(range(len(self))))
     resumed = train(config_of(corpus), interrupted, resume=True, accelerator="cpu")
     assert float((weights(resumed) - weights(finished[1])).abs().max()) > 1e-4
 

@@ -21,6 +21,7 @@ from specsegdiff.errors import CheckpointError, ConfigError, DependencyError, Sh
 from specsegdiff.models.aasist import RENAMES, UNUSED, check_encoder, encoder, load_published
 from specsegdiff.models.detector import LABELS, Long, over_windows
 from specsegdiff.models.graph import GraphBackend, GraphConfig
+from specsegdiff.models.spectral import SpectralFront
 from specsegdiff.shapes import Wave, check_wave
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class BackboneConfig:
     "Their strides; the product, 320 samples, is the distance of frames."
     conv_bias: bool = True
     "Whether they have a bias."
+    spectrogram: bool = False
+    """Starts from a log-power spectrum instead (`SpectralFront`): the first entry of each tuple is
+    its bins, window and hop, the others are convolutions over time and frequency. Convolutions on
+    samples find such a spectrum in pre-training; without it they need far more data."""
     feat_extract_norm: str = "layer"
     "Layer norm after each convolution, or group norm after the first ('group')."
     do_stable_layer_norm: bool = True
@@ -68,6 +73,11 @@ class BackboneConfig:
             raise ConfigError(
                 "BackboneConfig needs one conv_dim, conv_kernel and conv_stride per convolution, "
                 f"got {self.conv_dim!r}, {self.conv_kernel!r}, {self.conv_stride!r}"
+            )
+        if self.spectrogram and len(self.conv_dim) < 2:
+            raise ConfigError(
+                "BackboneConfig.spectrogram needs one convolution or more after the spectrum, "
+                f"got conv_dim={self.conv_dim!r}"
             )
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             parts = getattr(self, name)
@@ -91,7 +101,8 @@ class BackboneConfig:
 
     @property
     def reach(self) -> int:
-        """Samples that one frame is made of, 400; frame i covers ``[hop * i, hop * i + reach)``."""
+        """Samples that one frame is made of, 400 in XLS-R; frame i covers ``[hop * i, hop * i +
+        reach)``."""
         samples = 1
         for kernel, stride in zip(self.conv_kernel[::-1], self.conv_stride[::-1], strict=True):
             samples = (samples - 1) * stride + kernel
@@ -138,6 +149,26 @@ class Wav2Vec2AASISTConfig:
 
 PRESETS: dict[str, Wav2Vec2AASISTConfig] = {
     "paper": Wav2Vec2AASISTConfig(),
+    # Departures from `paper` for two CPU cores and an hour of speech, where nothing is pre-trained:
+    # a spectrogram in place of the convolutions on samples, a transformer and a back end a fraction
+    # of their size, windows of 2 s.
+    "small": Wav2Vec2AASISTConfig(
+        backbone=BackboneConfig(
+            hidden_size=192,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            intermediate_size=576,
+            conv_dim=(256, 24, 24, 32, 32),
+            conv_kernel=(512, 3, 3, 3, 3),
+            conv_stride=(160, 1, 2, 1, 1),
+            spectrogram=True,
+            num_conv_pos_embeddings=32,
+        ),
+        normalise=True,
+        n_samples=32_000,
+        channels=(16, 16, 32, 32, 32, 32),
+        graph=GraphConfig(dims=(32, 32), pool_ratios=(0.5, 0.5, 0.5)),
+    ),
     # For tests and dry runs: the same layers at a size that runs in milliseconds.
     "tiny": Wav2Vec2AASISTConfig(
         backbone=BackboneConfig(
@@ -300,8 +331,9 @@ class Wav2Vec2AASIST(nn.Module):
         1]`` of Hugging Face, whose entry 0 is the input of the first layer.
 
         The whole wave passes at once, without repetition or windows: frame i covers the samples
-        ``[320 i, 320 i + 400)``, and t is `BackboneConfig.n_frames`. Waves below 400 samples are
-        padded with zeros to one frame. Later layers than the last of ``layers`` are not run.
+        ``[hop * i, hop * i + reach)`` of the `BackboneConfig` (320 and 400 in XLS-R), and t is its
+        ``n_frames``. Waves below ``reach`` samples are padded with zeros to one frame. Later layers
+        than the last of ``layers`` are not run.
         Raises `ConfigError` on layers that the backbone does not have.
         """
         check_wave(wave)
@@ -314,13 +346,12 @@ class Wav2Vec2AASIST(nn.Module):
         if wave.ndim != 2:
             raise ShapeError(f"expected waveforms (b, n), got {tuple(wave.shape)}; use wave[None]")
         missing = self.config.backbone.reach - wave.shape[-1]
-        states = self._states(nn.functional.pad(wave, (0, max(missing, 0))))
+        states = self.states(nn.functional.pad(wave, (0, max(missing, 0))))
         kept = dict(zip(range(max(layers, default=-1) + 1), states, strict=False))
         return [kept[layer] for layer in layers]
 
-    def _states(self, wave: Float[Tensor, "b n"]) -> Iterator[Float[Tensor, "b t d"]]:
-        """Output of each transformer layer; what `transformers.Wav2Vec2Model` does, layer by
-        layer."""
+    def states(self, wave: Float[Tensor, "b n"]) -> Iterator[Float[Tensor, "b t d"]]:
+        """Output of each transformer layer in turn, as `transformers.Wav2Vec2Model` computes it."""
         if self.config.normalise:
             # the constants of transformers' Wav2Vec2FeatureExtractor
             mean, variance = wave.mean(-1, keepdim=True), wave.var(-1, correction=0, keepdim=True)
@@ -339,7 +370,11 @@ class Wav2Vec2AASIST(nn.Module):
             yield hidden
 
     def _classify(self, wave: Float[Tensor, "b n"]) -> Float[Tensor, "b 2"]:
-        *_, hidden = self._states(wave)
+        *_, last = self.states(wave)
+        return self.read_out(last)
+
+    def read_out(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b 2"]:
+        """Logits of the last layer's states: the AASIST back end."""
         if self.config.backbone.do_stable_layer_norm:
             hidden = self.backbone.encoder.layer_norm(hidden)
         x = self.project(hidden).transpose(1, 2)[:, None]
@@ -397,8 +432,13 @@ def _transformers() -> Any:
 def _backbone(config: BackboneConfig) -> "Wav2Vec2Model":
     transformers = _transformers()
     values = asdict(config)
-    dropout = values.pop("dropout")
-    return transformers.Wav2Vec2Model(
+    dropout, spectrogram = values.pop("dropout"), values.pop("spectrogram")
+    front = None
+    if spectrogram:
+        front = SpectralFront(config.conv_dim, config.conv_kernel, config.conv_stride)
+        # one small convolution to be replaced
+        values |= {"conv_dim": (front.width,), "conv_kernel": (1,), "conv_stride": (1,)}
+    model = transformers.Wav2Vec2Model(
         transformers.Wav2Vec2Config(
             **values,
             hidden_dropout=dropout,
@@ -411,6 +451,9 @@ def _backbone(config: BackboneConfig) -> "Wav2Vec2Model":
             mask_feature_prob=0.0,
         )
     )
+    if front is not None:
+        model.feature_extractor.conv_layers = nn.ModuleList([front])
+    return model
 
 
 def _backbone_config(theirs: Any) -> BackboneConfig:
@@ -428,7 +471,8 @@ def _backbone_config(theirs: Any) -> BackboneConfig:
                 f"the backbone has {name}={came!r}, expected {value!r}; only plain wav2vec 2.0 "
                 "encoders are supported"
             )
-    names = [f.name for f in fields(BackboneConfig) if f.name != "dropout"]
+    ours = ("dropout", "spectrogram")
+    names = [f.name for f in fields(BackboneConfig) if f.name not in ours]
     values: dict[str, Any] = {}
     for name in names:
         value = getattr(theirs, name)

@@ -2,18 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from specsegdiff import hub
 from specsegdiff.data.manifest import read_manifest
@@ -23,13 +19,17 @@ from specsegdiff.masks import MaskConfig, ground_truth, top_share
 from specsegdiff.metrics.segmentation import generalized_dice
 from specsegdiff.models.losses import LossConfig, diffusion_loss
 from specsegdiff.models.segdiff import PRESETS, SpecSegDiff
-from specsegdiff.sampling import fastest_dtype, sample
+from specsegdiff.sampling import sample
 from specsegdiff.train.features import AugmentConfig, Crops, make_items, mean_mask
+from specsegdiff.train.recipe import RunConfig, fit, optimise, read_yaml
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run; a YAML file in ``configs/segmenter`` holds one of these."""
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Training of a segmenter; a YAML file in ``configs/segmenter`` holds one of these.
+
+    An item is a crop of a pair.
+    """
 
     preset: str
     "Model, by its name in `models.segdiff.PRESETS`."
@@ -37,33 +37,13 @@ class TrainConfig:
     "Manifest of real pairs; rows with split 'train' are trained on, rows with 'val' choose."
     local_pairs: str | None
     "Manifest that `specsegdiff make-pairs` wrote from the training recordings, or null."
-    steps: int
-    "Optimiser steps."
-    batch: int = 8
-    "Crops a step."
     frames: int = 256
     "Frames a crop."
-    learning_rate: float = 6e-4
-    "Peak of the schedule."
-    warmup: int = 100
-    "Steps of linear warm-up before the cosine."
-    weight_decay: float = 0.01
-    "Of AdamW."
-    ema: float = 0.999
-    "Decay of the averaged weights that are saved."
-    validate_every: int = 500
-    "Steps between two measurements on val."
-    stop: int | None = None
-    "Ends the run at this step of its schedule; null runs it to the end."
     init: str | None = None
     """Folder or hub id of a model to start from, null for random weights; input channels that it
     lacks start at zero."""
     model: dict[str, str | int | float | bool] = field(default_factory=dict)
     "Fields of `SegDiffConfig` to change in the preset, such as {deterministic: true}."
-    seed: int = 0
-    "Of weights, crops, noise and augmentation."
-    precision: str = "auto"
-    "Lightning's precision; 'auto' is 'bf16-mixed' where the device computes with it, or '32-true'."
     loss: LossConfig = field(default_factory=LossConfig)
     "Loss weights."
     masks: MaskConfig = field(default_factory=MaskConfig)
@@ -72,44 +52,19 @@ class TrainConfig:
     "Augmentation."
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.preset not in PRESETS:
             raise ConfigError(
                 f"TrainConfig.preset must be one of {sorted(PRESETS)}, got {self.preset!r}"
             )
-        for name in ("steps", "batch", "frames", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"TrainConfig.{name} must be positive, got {getattr(self, name)!r}"
-                )
+        if self.frames < 1:
+            raise ConfigError(f"TrainConfig.frames must be positive, got {self.frames!r}")
 
 
 def read_config(path: str | Path, **changes: Any) -> TrainConfig:
     """Read a run's YAML; fields that it omits take their defaults, unknown ones are a
     `ConfigError`."""
-    import yaml
-
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"cannot read {path} as YAML ({error}); see configs/segmenter for examples"
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: expected the fields of TrainConfig, got {type(values).__name__}"
-        )
-    unset = [f for f in dataclasses.fields(TrainConfig) if f.name not in values]
-    whole = values | {f.name: f.default for f in unset if f.default is not dataclasses.MISSING}
-    whole.setdefault("model", {})
-    for name, defaults in (
-        ("loss", LossConfig()),
-        ("masks", MaskConfig()),
-        ("augment", AugmentConfig()),
-    ):
-        given = whole.get(name, {})
-        whole[name] = dataclasses.asdict(defaults) | given if isinstance(given, dict) else given
-    return hub.from_dict(TrainConfig, whole | changes, where=str(path))
+    return read_yaml(TrainConfig, path, **changes)
 
 
 class SegmenterModule(L.LightningModule):
@@ -164,22 +119,7 @@ class SegmenterModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and a cosine to zero."""
-        optimizer = torch.optim.AdamW(
-            self.parameters(),
-            lr=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
-            betas=(0.9, 0.99),
-        )
-        rise = torch.optim.lr_scheduler.LinearLR(
-            optimizer, 0.01, 1.0, total_iters=self.config.warmup
-        )
-        fall = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, max(1, self.config.steps - self.config.warmup)
-        )
-        schedule = torch.optim.lr_scheduler.SequentialLR(
-            optimizer, [rise, fall], [self.config.warmup]
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimise(self.parameters(), self.config)
 
 
 def start_from(model: SpecSegDiff, other: SpecSegDiff) -> None:
@@ -204,33 +144,6 @@ def start_from(model: SpecSegDiff, other: SpecSegDiff) -> None:
         ) from error
 
 
-def moving_average(decay: float, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-    """Exponential average whose decay rises to ``decay``, so that it forgets where it started."""
-    now = min(decay, (1 + int(count)) / (10 + int(count)))
-    return average + (1 - now) * (current - average)
-
-
-def _precision(config: TrainConfig, accelerator: str) -> str:
-    if config.precision != "auto":
-        return config.precision
-    device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    return "bf16-mixed" if fastest_dtype(device) is torch.bfloat16 else "32-true"
-
-
-class _Onwards(Sampler[int]):
-    """Crops in order from the module's step on: Lightning resumes a loader at its beginning."""
-
-    def __init__(self, crops: Crops, module: SegmenterModule) -> None:
-        self.crops, self.module = crops, module
-
-    def __len__(self) -> int:
-        # of the whole run, since Lightning's count of batches goes on where it stopped
-        return len(self.crops)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.module.global_step * self.module.config.batch, len(self.crops)))
-
-
 def train(
     config: TrainConfig, out: str | Path, *, resume: bool = False, accelerator: str = "auto"
 ) -> SpecSegDiff:
@@ -240,7 +153,6 @@ def train(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    end = config.stop or config.steps
     L.seed_everything(config.seed, verbose=False)
     pairs = read_manifest(config.pairs)
     module = SegmenterModule(config, [p for p in pairs if p.split == "val"])
@@ -260,44 +172,10 @@ def train(
         module.model.config,
         config.augment,
         frames=config.frames,
-        count=end * config.batch,
+        count=config.end * config.batch,
         seed=config.seed,
     )
-    average = WeightAveraging(avg_fn=partial(moving_average, config.ema))
-    checkpoint = ModelCheckpoint(
-        dirpath=out,
-        filename="last",
-        every_n_train_steps=config.validate_every,
-        enable_version_counter=False,
-    )
-    trainer = L.Trainer(
-        max_steps=end,
-        accelerator=accelerator,
-        devices=1,
-        precision=_precision(config, accelerator),  # type: ignore[arg-type]
-        gradient_clip_val=1.0,
-        val_check_interval=min(config.validate_every, end),
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=20,
-        callbacks=[average, checkpoint, LearningRateMonitor()],
-        # log/version_0, and the next number for a resumed run: Lightning would delete the log
-        logger=CSVLogger(out, name="log"),
-        enable_model_summary=False,
-    )
-    last = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
-    stored = torch.load(last, map_location="cpu", weights_only=False) if last else None
-    if stored is None or stored["global_step"] < trainer.max_steps:
-        trainer.fit(
-            module,
-            DataLoader(crops, batch_size=config.batch, sampler=_Onwards(crops, module)),
-            ckpt_path=last,
-            weights_only=False,
-        )
-        # WeightAveraging copies the averaged weights into the module when training ends
-    else:
-        # with nothing left to do Lightning would leave the last weights, not their average
-        module.load_state_dict(stored["state_dict"])
+    fit(module, crops, config, out, resume=resume, accelerator=accelerator)
     module.model.save_pretrained(out / "model", half=True)
     hub.write_atomic(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2).encode())
     return module.model.eval()

@@ -1,0 +1,301 @@
+"""Train a Wav2Vec2-AASIST on pairs: real recordings against their vocoded twins."""
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from specsegdiff import hub
+from specsegdiff.data.audio import load_audio
+from specsegdiff.data.manifest import read_manifest
+from specsegdiff.data.pairs import Pair, load_pair
+from specsegdiff.data.rawboost import RawBoost, RawBoostConfig
+from specsegdiff.errors import ConfigError, ShapeError, SpecSegDiffError
+from specsegdiff.metrics.detection import eer
+from specsegdiff.models.detector import fit_temperature, spoof_column
+from specsegdiff.models.wav2vec2_aasist import PRESETS, Wav2Vec2AASIST
+from specsegdiff.train.recipe import RunConfig, fit, optimise, read_yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig(RunConfig):
+    """Training of a detector; a YAML file in ``configs/detector`` holds one of these.
+
+    An item is the same stretch of both members of a pair.
+    """
+
+    preset: str
+    "Model, by its name in `models.wav2vec2_aasist.PRESETS`."
+    pairs: str
+    "Manifest of real pairs; rows with split 'train' are trained on, rows with 'val' choose."
+    local_pairs: str | None
+    "Manifest that `specsegdiff make-pairs` wrote from the training recordings, or null."
+    local_share: float = 0.15
+    "Share of the items that come from local vocoders."
+    rawboost_share: float = 0.2
+    "Share of the items that get RawBoost, with identical noise for both members."
+    pairwise: float = 1.0
+    """Weight of the loss that orders a pair, -log sigmoid(score of the fake - score of the real):
+    what both say is the same, so the gradient is about the vocoder."""
+    deep: float = 1.0
+    """Weight of the same losses for a linear readout of every transformer layer's mean and
+    deviation over time (deeply supervised nets, arXiv 1409.5185); dropped after training."""
+    spectrum: float = 0.3
+    """Weight of a linear readout of the log spectrum from every layer, which stands for the
+    pre-training that a small model lacks; dropped after training."""
+    bands: int = 128
+    "Bands of that spectrum."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset not in PRESETS:
+            raise ConfigError(
+                f"DetectorConfig.preset must be one of {sorted(PRESETS)}, got {self.preset!r}"
+            )
+        for name in ("local_share", "rawboost_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"DetectorConfig.{name} must lie in [0, 1], got {getattr(self, name)!r}"
+                )
+        if min(self.pairwise, self.deep, self.spectrum) < 0 or self.bands < 1:
+            raise ConfigError(
+                f"DetectorConfig needs weights >= 0 and at least one band, got {self!r}"
+            )
+
+
+def read_config(path: str | Path, **changes: Any) -> DetectorConfig:
+    """Read a run's YAML; fields that it omits take their defaults, unknown ones are a
+    `ConfigError`."""
+    return read_yaml(DetectorConfig, path, **changes)
+
+
+@dataclass(frozen=True)
+class Twins:
+    """A pair as 16-bit samples ``(2, n)``, real and fake, at one level."""
+
+    vocoder: str
+    local: bool
+    samples: Tensor
+
+
+def read_twins(pairs: Sequence[Pair], *, local: bool = False) -> list[Twins]:
+    """Read pairs into memory; one that cannot be read is skipped and told."""
+    twins = []
+    for pair in pairs:
+        try:
+            both = torch.stack(load_pair(pair))
+        except SpecSegDiffError as error:
+            print(f"skipped {pair.id}: {error}")
+            continue
+        # the louder member may exceed full scale once the levels match
+        both = both / both.abs().max().clamp_min(1)
+        twins.append(Twins(pair.vocoder, local, (both * 32767).round().short()))
+    return twins
+
+
+class TwinCrops(Dataset[Tensor]):
+    """Random stretches of pairs: index ``i`` always gives the same one, so a resumed run needs no
+    state.
+
+    Pairs are drawn with a weight that grows with their length and falls with the square root of
+    their vocoder's total length, so that the commonest vocoders do not drown the rare ones.
+    """
+
+    def __init__(self, twins: Sequence[Twins], config: DetectorConfig, *, length: int) -> None:
+        self.twins, self.config, self.length = twins, config, length
+        total: dict[str, float] = defaultdict(float)
+        for item in twins:
+            total[item.vocoder] += item.samples.shape[1]
+        weight = np.array([t.samples.shape[1] / total[t.vocoder] ** 0.5 for t in twins])
+        local = np.array([t.local for t in twins])
+        if local.any() and not local.all():
+            weight[local] *= config.local_share / weight[local].sum()
+            weight[~local] *= (1 - config.local_share) / weight[~local].sum()
+        self.cumulative = np.cumsum(weight / weight.sum())
+
+    def __len__(self) -> int:
+        """Number of items of the whole run."""
+        return self.config.end * self.config.batch
+
+    def __getitem__(self, index: int) -> Float[Tensor, "2 n"]:
+        """Real and fake of item ``index``; short ones are repeated, as the detector does."""
+        rng = np.random.default_rng((self.config.seed, index))
+        place = int(np.searchsorted(self.cumulative, rng.random()))
+        samples = self.twins[min(place, len(self.twins) - 1)].samples
+        start = int(rng.integers(max(1, samples.shape[1] - self.length + 1)))
+        both = samples[:, start : start + self.length].float() / 32767
+        both = both.repeat(1, -(-self.length // both.shape[1]))[:, : self.length]
+        if rng.random() < self.config.rawboost_share:
+            boost = RawBoost(RawBoostConfig(algo=int(rng.choice([1, 2, 3, 5]))))
+            both = boost(both, seed=int(rng.integers(2**31)))
+        return both
+
+
+class DetectorModule(L.LightningModule):
+    """Optimises a `Wav2Vec2AASIST` and measures its equal error rate on val."""
+
+    def __init__(self, config: DetectorConfig, validation: Sequence[Pair]) -> None:
+        super().__init__()
+        self.config = config
+        self.recordings = recordings(validation)
+        self.model = Wav2Vec2AASIST.from_preset(config.preset)
+        layers, width = (
+            self.model.config.backbone.num_hidden_layers,
+            self.model.config.backbone.hidden_size,
+        )
+        self.verdicts = nn.ModuleList(nn.Linear(2 * width, 1) for _ in range(layers))
+        self.spectra = nn.ModuleList(nn.Linear(width, config.bands) for _ in range(layers))
+        self.scores: list[Tensor] = []
+
+    def training_step(self, batch: Float[Tensor, "p 2 n"], index: int) -> Tensor:
+        """Loss of one batch of pairs."""
+        waves = rearrange(batch, "p m n -> (p m) n")
+        backbone = self.model.config.backbone
+        # dropout depends on the seed and the step only, so a resumed run repeats it
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
+            states = list(self.model.states(waves))
+            logits = self.model.read_out(states[-1])
+        column = spoof_column(self.model)
+        score = logits[:, column] - logits[:, 1 - column]
+        loss = verdict = verdict_loss(score, self.config.pairwise)
+        parts = {"verdict": verdict}
+        if self.config.deep:
+            parts["deep"] = torch.stack(
+                [
+                    verdict_loss(_readout(layer, state), self.config.pairwise)
+                    for layer, state in zip(self.verdicts, states, strict=True)
+                ]
+            ).mean()
+            loss = loss + self.config.deep * parts["deep"]
+        if self.config.spectrum:
+            target = middle_spectrum(
+                waves, hop=backbone.hop, reach=backbone.reach, bands=self.config.bands
+            )
+            parts["spectrum"] = torch.stack(
+                [
+                    F.smooth_l1_loss(layer(state).float(), target)
+                    for layer, state in zip(self.spectra, states, strict=True)
+                ]
+            ).mean()
+            loss = loss + self.config.spectrum * parts["spectrum"]
+        ordered = score[1::2] > score[::2]
+        parts |= {"loss": loss, "ordered": ordered.float().mean()}
+        self.log_dict({k: v.detach() for k, v in parts.items()}, prog_bar=True)
+        return loss
+
+    def validation_step(self, place: Tensor, index: int) -> None:
+        """Logits of one recording, kept until the end."""
+        path, gain, n_samples, _ = self.recordings[int(place)]
+        wave = load_audio(path) * gain
+        self.scores.append(self.model(wave[None, :n_samples].to(self.device)).float().cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        """Equal error rate in percent."""
+        logits, self.scores = torch.cat(self.scores), []
+        column = spoof_column(self.model)
+        rate = eer(logits[:, column] - logits[:, 1 - column], self.is_spoof)
+        self.log("val_eer", 100 * rate, prog_bar=True)
+
+    @property
+    def is_spoof(self) -> Bool[Tensor, "n"]:
+        """Class of each validation recording."""
+        return torch.tensor([spoof for *_, spoof in self.recordings])
+
+    @torch.no_grad()
+    def calibrate(self) -> None:
+        """Fit the temperature of `p_spoof` on val and keep it in the model's configuration."""
+        self.model.eval()
+        logits = torch.cat(
+            [
+                self.model((load_audio(path) * gain)[None, :n]).float()
+                for path, gain, n, _ in self.recordings
+            ]
+        )
+        fitted = fit_temperature(logits, self.is_spoof, labels=self.model.labels)
+        self.model.config = replace(self.model.config, temperature=fitted)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """Places of the validation recordings; each is read at its full length."""
+        return DataLoader(torch.arange(len(self.recordings)), batch_size=None)  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up and a cosine to zero."""
+        return optimise(self.parameters(), self.config)
+
+
+def recordings(pairs: Sequence[Pair]) -> list[tuple[Path, float, int | None, bool]]:
+    """Fakes of pairs, and each real recording once: path, gain, samples to keep, is it spoof."""
+    reals = {pair.real: (pair.real, 1.0, None, False) for pair in pairs}
+    fakes = [(p.fake, 10 ** (-p.gain_db / 20), p.n_samples, True) for p in pairs]
+    return [*reals.values(), *fakes]
+
+
+def verdict_loss(score: Float[Tensor, "n"], pairwise: float) -> Tensor:
+    """Cross-entropy of scores of alternating reals and fakes, and the loss that orders each
+    pair."""
+    real, fake = score[::2], score[1::2]
+    alone = (F.softplus(real) + F.softplus(-fake)).mean() / 2
+    return alone + pairwise * F.softplus(real - fake).mean()
+
+
+def middle_spectrum(
+    wave: Float[Tensor, "b n"], *, hop: int, reach: int, bands: int, taps: int = 512
+) -> Float[Tensor, "b t c"]:
+    """Log-power in ``bands`` of the samples in the middle of what each frame sees, centred and
+    scaled to about unit variance, for waves brought to unit variance each."""
+    taps = min(taps, reach)
+    if bands > taps // 2:
+        raise ShapeError(f"{taps} samples have {taps // 2} bins; ask for no more bands than that")
+    wave = wave / wave.std(dim=-1, keepdim=True).clamp_min(1e-4)
+    first = (reach - taps) // 2
+    frames = wave.unfold(-1, reach, hop)[..., first : first + taps]
+    window = torch.hann_window(taps, device=wave.device)
+    power = torch.fft.rfft(frames * window / window.norm()).abs().square()[..., 1:]
+    mean = F.adaptive_avg_pool1d(power.flatten(0, 1), bands).unflatten(0, power.shape[:2])
+    return ((mean + 1e-6).log() + 7) / 4
+
+
+def _readout(layer: nn.Module, state: Float[Tensor, "b t d"]) -> Float[Tensor, "b"]:
+    return layer(torch.cat([state.mean(dim=1), state.std(dim=1)], dim=1))[:, 0]
+
+
+def train(
+    config: DetectorConfig, out: str | Path, *, resume: bool = False, accelerator: str = "auto"
+) -> Wav2Vec2AASIST:
+    """Train, keep checkpoints and logs in ``out``, and write the averaged, calibrated model to
+    ``out/model``.
+
+    ``resume`` goes on from ``out/last.ckpt`` where there is one. Returns the model.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    L.seed_everything(config.seed, verbose=False)
+    pairs = read_manifest(config.pairs)
+    module = DetectorModule(config, [p for p in pairs if p.split == "val"])
+    twins = read_twins([p for p in pairs if p.split == "train"])
+    if not twins:
+        raise ConfigError(
+            f"{config.pairs} has no readable pair to train on; check its split column"
+        )
+    if config.local_pairs:
+        local = [p for p in read_manifest(config.local_pairs) if p.split == "train"]
+        twins += read_twins(local, local=True)
+    crops = TwinCrops(twins, config, length=module.model.config.n_samples)
+    fit(module, crops, config, out, resume=resume, accelerator=accelerator)
+    module.calibrate()
+    module.model.save_pretrained(out / "model", half=True)
+    hub.write_atomic(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2).encode())
+    return module.model.eval()

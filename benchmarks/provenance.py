@@ -9,10 +9,11 @@ import torch
 
 from specsegdiff.hub import weights_hash
 from specsegdiff.models.segdiff import SpecSegDiff
+from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 from specsegdiff.sampling import fastest_dtype
 
 
-def provenance(model: SpecSegDiff, **more: object) -> dict[str, object]:
+def provenance(model: SpecSegDiff | Wav2Vec2AASIST, **more: object) -> dict[str, object]:
     """Plain data for the ``meta`` field of a results file."""
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent

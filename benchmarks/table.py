@@ -44,19 +44,102 @@ def segmentation(result: Mapping[str, Any]) -> str:
     meta, rows = result["meta"], sorted(result["rows"], key=lambda row: row["group"] != "ours")
     columns = [(part, score) for score in SCORES for part in PARTS]
     head = ["method", *(f"{SCORES[score]}, {PARTS[part]}" for part, score in columns)]
-    lines = [head, ["---", *("---:" for _ in columns)]]
-    for row in rows:
-        name = f"**{row['method']}**" if row["group"] == "ours" else row["method"]
-        lines.append([name, *(cell(row[part].get(score)) for part, score in columns)])
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [
+        [_named(row), *(cell(row[part].get(score)) for part, score in columns)] for row in rows
+    ]
     counts = " and ".join(
         f"{max(row[part].get('pairs', 0) for row in rows)} pairs of {name}"
         for part, name in PARTS.items()
     )
     return (
-        f"{table}\nPercent, with 95 % bootstrap intervals by source recording; GDice at each map's "
-        f"own top 5 %. Split {meta['split']}: {counts}. Commit {meta['commit'][:8]}, "
+        f"{_table(head, lines)}\nPercent, with 95 % bootstrap intervals by source recording; GDice "
+        f"at each map's own top 5 %. Split {meta['split']}: {counts}. Commit {meta['commit'][:8]}, "
         f"{meta['date']}, {meta['device']}.\n"
+    )
+
+
+def attribution(result: Mapping[str, Any]) -> str:
+    """Markdown of the benchmark of explanations: truth and cost, detector, and content."""
+    meta, order = result["meta"], ("ours", "attribution", "control")
+    rows = sorted(result["rows"], key=lambda row: order.index(row["group"]))
+    truth = {"gdice": "GDice", "foreground_dice": "Dice", "average_precision": "AP"}
+    cost = {"seconds": "seconds", "peak_mb": "MB"}
+    detector = {"ai": "AI ↑", "ad": "AD ↓", "ag": "AG ↑", "fid_in": "Fid-In ↑", "ff": "FF ↑"}
+    alike = {"maps": "alike", "gap": "alike beyond the truth", "specificity": "specific"}
+    ranked = {
+        "absolute": "Signed maps are ranked by absolute value.",
+        "value": "Signed maps are ranked by value: evidence for spoof first.",
+    }
+    counts = " and ".join(
+        f"{max(row[part]['pairs'] for row in rows if part in row)} pairs of {name}"
+        for part, name in PARTS.items()
+        if any(part in row for row in rows)
+    )
+    every = "" if meta["every"] == 1 else f", every {meta['every']}th pair"
+    return (
+        f"{_by_vocoders(rows, truth | cost)}\n{_headline(result['headline'])}"
+        f"GDice and Dice at each map's own top 5 %, in percent. {ranked[meta['ranking']]} Cost of "
+        "one map on one CPU; MB is the growth of the resident memory.\n\n"
+        f"{_by_vocoders(rows, detector)}\n"
+        "What the detector makes of those 5 % alone (AI, AD, AG, Fid-In, in percent) and of the "
+        "rest (FF, from -1 to 1).\n\n"
+        f"{_table(['method', *alike.values()], [_similarity(row, alike) for row in rows])}\n"
+        "For one recording under several vocoders, phi coefficients of masks: among the method's "
+        "own, that less the same among the true masks, and with the own truth less with another "
+        "vocoder's. A method that draws content has 1, the largest, 0; the true mask has 0 in the "
+        "middle.\n\n"
+        f"95 % bootstrap intervals by source recording. Split {meta['split']}{every}: {counts}. "
+        f"Detector {meta['detector'][:24]}. Commit {meta['commit'][:8]}, {meta['date']}, "
+        f"{meta['device']}.\n"
+    )
+
+
+def attribution_timing(result: Mapping[str, Any]) -> str:
+    """Markdown of the time that one map takes at the published size of the detector."""
+    meta = result["meta"]
+    lines = [
+        [row["method"], f"{row['seconds']:.1f}", cell(row["peak_mb"] and [row["peak_mb"]])]
+        for row in result["rows"]
+    ]
+    return (
+        f"{_table(['one map', 'seconds', 'MB'], lines)}\n{meta['seconds_of_audio']} s of audio; "
+        f"detector of {result['parameters'] / 1e6:.0f} million parameters with random weights, one "
+        f"run, {meta['threads']} threads of a {meta['device']}. MB is the growth of the resident "
+        f"memory. Commit {meta['commit'][:8]}, {meta['date']}.\n"
+    )
+
+
+def detection(result: Mapping[str, Any]) -> str:
+    """Markdown of the detector's equal error rates."""
+    meta = result["meta"]
+    splits = {name: result[name] for name in ("val", "test") if name in result}
+    lines = [
+        [split, part, str(found["fakes"]), cell(found["percent"])]
+        for split, parts in splits.items()
+        for part, found in parts["eer"].items()
+    ]
+    families = sorted({family for parts in splits.values() for family in parts["eer_by_family"]})
+    rows = [
+        [
+            family,
+            *(
+                cell([parts["eer_by_family"][family]] if family in parts["eer_by_family"] else None)
+                for parts in splits.values()
+            ),
+        ]
+        for family in families
+    ]
+    reals = " and ".join(f"{parts['real']} of {name}" for name, parts in splits.items())
+    gaps = " and ".join(
+        f"{parts['calibration_error']:.1f} % on {name}" for name, parts in splits.items()
+    )
+    return (
+        f"{_table(['split', 'vocoders', 'fakes', 'EER in percent'], lines)}\n"
+        f"{_table(['family', *(f'EER, {name}' for name in splits)], rows)}\n"
+        f"Against the same real recordings ({reals}), with 95 % bootstrap intervals by source "
+        f"recording. Expected calibration error of `p_spoof`, both classes weighing the same: "
+        f"{gaps}; the temperature ({meta['temperature']:.2f}) was fitted on val. "
+        f"Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
     )
 
 
@@ -66,8 +149,6 @@ def speed(result: Mapping[str, Any]) -> str:
     clip, ratio = parts["clip_4_s"], parts["procedures_4_s"]
     paper, long = parts["paper_network_4_s"], parts["half_hour_over_half_minute"]
     lines = [
-        ("measurement", "result"),
-        ("---", "---:"),
         (
             "`explain` of a 4 s clip, after loading",
             f"{clip['seconds']:.2f} s, peak {clip['peak_mb']:.0f} MB",
@@ -88,24 +169,76 @@ def speed(result: Mapping[str, Any]) -> str:
         ),
         ("`import specsegdiff` beyond torch", f"{parts['import']['beyond_torch_s']:.2f} s"),
     ]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = _table(("measurement", "result"), lines)
     return (
         f"{table}\n{meta['threads']} threads of a {meta['device']}, {meta['precision']}. "
         f"Commit {meta['commit'][:8]}, {meta['date']}.\n"
     )
 
 
-def cell(score: Sequence[float] | None) -> str:
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    ruler = ["---", *("---:" for _ in head[1:])]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ruler, *lines))
+
+
+def _by_vocoders(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """A line for each method and kind of vocoders."""
+    lines = [
+        [_named(row), part, *(cell(row[part].get(name), name) for name in columns)]
+        for row in rows
+        for part in PARTS
+        if part in row
+    ]
+    return _table(["method", "vocoders", *columns.values()], lines)
+
+
+def _similarity(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
+    scores = row.get("similarity", {})
+    return [_named(row), *(cell(scores.get(name), "similarity") for name in columns)]
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return f"**{row['method']}**" if row["group"] == "ours" else row["method"]
+
+
+def _headline(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """One sentence for each kind of vocoders."""
+    text = ""
+    for part, found in parts.items():
+        (ours, high), (theirs, low) = found["ours"], found["attribution"]
+        text += (
+            f"On {PARTS[part]}, GDice of {ours} ({high:.1f}) is {found['ratio']:.1f} times that of "
+            f"the best attribution, {theirs} ({low:.1f})"
+        )
+        if found["over_chance"] is not None:
+            text += f"; above chance ({found['chance']:.1f}), {found['over_chance']:.1f} times"
+        elif found["chance"] is not None:
+            text += f", which is not above chance ({found['chance']:.1f})"
+        text += ". "
+    return text
+
+
+FINE = ("ff", "seconds", "similarity")
+"Columns with two decimals."
+
+BARE = ("seconds", "peak_mb")
+"Columns without intervals: they are about this machine."
+
+
+def cell(score: Sequence[float] | None, name: str = "") -> str:
     """One score: its mean, with the interval where there is one."""
     if score is None:
         return "-"
-    mean, *bounds = (f"{value:.1f}" for value in score)
-    return f"{mean} ({' to '.join(bounds)})" if bounds else mean
+    mean, *bounds = (f"{value:.{2 if name in FINE else 1}f}" for value in score)
+    return f"{mean} ({' to '.join(bounds)})" if bounds and name not in BARE else mean
 
 
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "segmentation": segmentation,
+    "detection": detection,
     "speed": speed,
+    "attribution": attribution,
+    "attribution-timing": attribution_timing,
 }
 
 

@@ -1,6 +1,7 @@
 """The whole pipeline on one screen: a recording in, an `Explanation` out."""
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -10,10 +11,13 @@ from pathlib import Path
 import torch
 
 from specsegdiff.data.audio import AudioSource, AudioStream, open_audio
+from specsegdiff.data.samples import SAMPLE_RATE
 from specsegdiff.errors import AudioError, ConfigError
-from specsegdiff.explanation import Explanation, assemble
+from specsegdiff.explanation import Explanation, Verdict, assemble
 from specsegdiff.hub import weights_hash
+from specsegdiff.models.detector import Detector, p_spoof
 from specsegdiff.models.segdiff import SegDiff, SpecSegDiff
+from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 from specsegdiff.sampling import Draws, fastest_dtype, sample
 from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter
 
@@ -30,12 +34,19 @@ SILENCE = 1e-12
 DEFAULT_MODEL = "specsegdiff-small"
 "Name of the embedded model, a folder in ``specsegdiff/assets``."
 
+DEFAULT_DETECTOR = "wav2vec2-aasist-small"
+"Name of the embedded detector, a folder beside it."
+
+DETECTOR_SECONDS = 60.0
+"A longer recording is judged in stretches of this length at most, whose logits are averaged."
+
 
 def explain(
     source: AudioSource,
     sample_rate: int | None = None,
     *,
     model: SegDiff | None = None,
+    detector: Detector | bool = True,
     draws: int | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -47,17 +58,19 @@ def explain(
     """Show where a recording was synthesised: the heatmap, its spread, a mask and its regions.
 
     ``source`` is a path, an array or tensor with its ``sample_rate`` in Hz, or a Hugging Face audio
-    dict; any length, rate and channel count. ``draws`` and ``steps`` default to the model's own;
-    the same ``seed`` gives the same maps. ``precision`` is the networks' type, by default bfloat16
-    where this CPU computes with it. ``progress`` is called with (network passes done, all); True
-    shows a bar, None shows it for long work in a terminal. Long recordings are read, explained and
-    stored in windows, so memory does not grow with them.
+    dict; any length, rate and channel count. ``detector`` judges the whole recording
+    (`Explanation.p_spoof`): True takes the embedded one, False none. ``draws`` and ``steps``
+    default to the model's own; the same ``seed`` gives the same maps. ``precision`` is the
+    segmenter's type, by default bfloat16 where this CPU computes with it. ``progress`` is called
+    with (network passes done, all); True shows a bar, None shows it for long work in a terminal.
+    Long recordings are read, explained and stored in windows, so memory does not grow with them.
 
     Raises `AudioError` where the source cannot be read, is shorter than one analysis window or
     digital silence, and `ConfigError` on settings outside their domain. Source: arXiv 2506.03425.
     """
     model = model or default_model()
     config = model.config
+    judge = _judge(detector, config.stft.sample_rate)
     if not 0 < share < 1:
         raise ConfigError(f"share must lie between 0 and 1, got {share!r}")
     with open_audio(source, sample_rate, target_rate=config.stft.sample_rate) as stream:
@@ -95,6 +108,42 @@ def explain(
         draws=draws,
         steps=steps,
         share=share,
+        verdict=_verdict(judge, wave, device) if judge else None,
+    )
+
+
+def _judge(detector: Detector | bool, rate: int) -> Detector | None:
+    if detector is False:
+        return None
+    if rate == SAMPLE_RATE:
+        return default_detector() if detector is True else detector
+    if detector is True:
+        return None
+    raise ConfigError(
+        f"detectors listen at {SAMPLE_RATE} Hz and this model at {rate} Hz; pass detector=False"
+    )
+
+
+def _verdict(detector: Detector, wave: MapStore, device: str) -> Verdict:
+    """Probability of spoof of a recording ``(1, n)``: mean logits of stretches, by their length."""
+    n = wave.shape[1]
+    parts = -(-n // round(DETECTOR_SECONDS * SAMPLE_RATE))
+    cuts = [round(n * part / parts) for part in range(parts + 1)]
+    total = torch.zeros(())
+    module = detector if isinstance(detector, torch.nn.Module) else None
+    with torch.no_grad(), _ready(module, device) if module else contextlib.nullcontext():
+        for first, last in itertools.pairwise(cuts):
+            logits = detector(wave.window(first, last).to(device))
+            total = total + (last - first) / n * logits.float().cpu()
+    chance = p_spoof(
+        total,
+        labels=detector.labels,
+        temperature=getattr(getattr(detector, "config", None), "temperature", 1.0),
+    )
+    return Verdict(
+        p_spoof=float(chance),
+        detector=getattr(detector, "name", type(detector).__name__),
+        weights_sha256=weights_hash(module) if module else "",
     )
 
 
@@ -158,6 +207,12 @@ def default_model() -> SpecSegDiff:
     return SpecSegDiff.from_pretrained(asset(DEFAULT_MODEL))
 
 
+@cache
+def default_detector() -> Wav2Vec2AASIST:
+    """Load the embedded detector once; its card lies beside it."""
+    return Wav2Vec2AASIST.from_pretrained(asset(DEFAULT_DETECTOR))
+
+
 def asset(name: str) -> Path:
     """Path of a file or folder shipped in the package: the embedded model, or the example
     recording.
@@ -172,9 +227,10 @@ def asset(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _ready(model: SegDiff, device: str) -> Iterator[None]:
+def _ready(model: torch.nn.Module, device: str) -> Iterator[None]:
     """Model in evaluation mode on a device; it goes back to where and how it was."""
-    home, training = next(model.parameters()).device, model.training
+    first = next(model.parameters(), None)
+    home, training = device if first is None else first.device, model.training
     try:
         model.to(device).eval()
         yield

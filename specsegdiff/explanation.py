@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Part: TypeAlias = Literal["artifacts", "residual", "original"]
 
-FORMAT = "specsegdiff explanation 1"
+FORMAT = "specsegdiff explanation 2"
 CARD_NAME = "explanation.json"
 PLAYER_SECONDS = 30.0
 
@@ -69,6 +69,23 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a detector says of the whole recording; the maps do not depend on it."""
+
+    p_spoof: float
+    """Probability that it is spoofed, in [0, 1], as far as the detector's calibration holds for
+    recordings like this one: no proof of either."""
+    detector: str
+    "Name of the detector."
+    weights_sha256: str
+    "SHA-256 of its weights; empty where it has none."
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p_spoof <= 1:
+            raise ConfigError(f"Verdict.p_spoof must lie in [0, 1], got {self.p_spoof!r}")
+
+
+@dataclass(frozen=True)
 class Layers:
     """The arrays of an explanation."""
 
@@ -98,6 +115,8 @@ class Explanation:
     "Recording, model, seed."
     layers: Layers
     "The arrays, for reading in windows."
+    verdict: Verdict | None = None
+    "What a detector says of the whole; None where none was asked."
 
     def __post_init__(self) -> None:
         for name, store in vars(self.layers).items():
@@ -108,6 +127,11 @@ class Explanation:
                     f"expected {name} {shape} {kind} on these axes, "
                     f"got {store.shape} {store.dtype}; compute all on one recording"
                 )
+
+    @property
+    def p_spoof(self) -> float | None:
+        """Probability that the recording is spoofed (`Verdict`), or None."""
+        return self.verdict.p_spoof if self.verdict else None
 
     @property
     def heatmap(self) -> Tensor:
@@ -238,7 +262,7 @@ class Explanation:
             shape = (1, card.n_samples) if name == "wave" else axes.shape
             kind = torch.bool if name == "mask" else torch.float32
             stores[name] = load_store(file, shape=shape, dtype=kind)
-        return cls(axes, card.regions, card.provenance, Layers(**stores))
+        return cls(axes, card.regions, card.provenance, Layers(**stores), card.verdict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as plain data for JSON."""
@@ -247,6 +271,7 @@ class Explanation:
             "stft": dataclasses.asdict(self.axes.config),
             "n_samples": self.axes.n_samples,
             "provenance": dataclasses.asdict(self.provenance),
+            "verdict": dataclasses.asdict(self.verdict) if self.verdict else None,
             "regions": [dataclasses.asdict(region) for region in self.regions],
         }
 
@@ -263,6 +288,8 @@ class Explanation:
     def __str__(self) -> str:
         held = sum(region.share for region in self.regions)
         foot = f"{len(self.regions)} regions hold {100 * held:.0f} % of the mask"
+        if self.verdict:
+            foot += f"; p(spoof) {self.verdict.p_spoof:.2f} by {self.verdict.detector}"
         return "\n".join([self._heading(), *map(str, self.regions), foot])
 
     def _repr_html_(self) -> str:
@@ -327,6 +354,7 @@ def assemble(
     steps: int,
     share: float = 0.05,
     max_regions: int = 20,
+    verdict: Verdict | None = None,
 ) -> Explanation:
     """Make an `Explanation` of a heatmap and its spread ``(f, t)`` for a waveform ``(n,)``.
 
@@ -349,7 +377,7 @@ def assemble(
         steps=steps,
         version=_version(),
     )
-    return Explanation(axes, regions, provenance, layers)
+    return Explanation(axes, regions, provenance, layers, verdict)
 
 
 @dataclass(frozen=True)
@@ -368,6 +396,7 @@ class _Card:
     stft: StftConfig
     n_samples: int
     provenance: Provenance
+    verdict: Verdict | None
     regions: tuple[Region, ...]
     sha256: _Hashes
 

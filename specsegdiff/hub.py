@@ -166,7 +166,12 @@ def _typed(hint: Any, value: Any, *, where: str) -> Any:
         choices = typing.get_args(hint)
         if value is None and type(None) in choices:
             return None
-        exact = [k for k in choices if k in (bool, int, float, str) and type(value) is k]
+        exact = [
+            kind
+            for kind in choices
+            if (kind in (bool, int, float, str) and type(value) is kind)
+            or (typing.get_origin(kind) is tuple and isinstance(value, list | tuple))
+        ]
         others = [k for k in choices if k is not type(None)]
         return _typed((exact or others)[0], value, where=where)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):

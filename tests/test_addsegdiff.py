@@ -17,7 +17,7 @@ FIELDS = {k: v for k, v in vars(TINY).items() if k != "smoothed"}
 CONFIG = ADDSegDiffConfig(
     **FIELDS, layers=(0, 2), feature_size=6, hidden=10, feature_hop=20, feature_window=25
 )
-QUERIES = replace(CONFIG, mapping="queries")
+GRID = replace(CONFIG, mapping="grid")
 
 
 class Energies(torch.nn.Module):
@@ -87,22 +87,28 @@ def test_resizing_gives_an_image_a_layer():
         assert torch.allclose(whole[32], rows[:, 9], atol=1e-5)
 
 
-def test_queries_ask_every_row_about_its_own_column():
-    model = make(QUERIES)
+def test_a_grid_gives_every_bin_its_own_answer_at_its_own_frame():
+    model = make(GRID)
     condition = model.condition(noise(1, 500))
     images = model.images(condition)
-    assert images.shape == (1, 2 * 32, *model.grid(condition.shape[-1]))
-    changed = condition.clone()
-    changed[..., 9] += 1
+    frames = condition.shape[-1]
+    assert images.shape == (1, 2 * 32, *model.grid(frames))
     with torch.no_grad():
-        moved = (model.images(changed) - images)[0].abs().amax(dim=0)
-    # frame 9 lies in patch column 2
-    assert bool((moved[:, 2] > 1e-4).all())
-    assert float(moved.sum() - moved[:, 2].sum()) == 0
-    assert not torch.allclose(images[0, :, 0], images[0, :, 1], atol=1e-3)
+        bins = model.project(condition[0].T)
+        for place, image in enumerate(images.split(32, dim=1)):
+            whole = model.unfold(image, frames=frames)[0]
+            assert torch.allclose(whole, bins[:, 33 * place : 33 * place + 33].T, atol=1e-5)
+        changed = condition.clone()
+        changed[..., 9] += 1
+        moved = (model.images(changed) - images).split(32, dim=1)
+        for image in moved:
+            whole = model.unfold(image, frames=frames)[0].abs()
+            assert bool((whole[:, 9] > 1e-4).all())
+            whole[:, 9] = 0
+            assert float(whole.max()) == 0
 
 
-@pytest.mark.parametrize("config", [CONFIG, QUERIES])
+@pytest.mark.parametrize("config", [CONFIG, GRID])
 def test_every_weight_learns_and_the_detector_does_not(config):
     model = make(config)
     detector = model.__dict__["detector"]
@@ -123,7 +129,7 @@ def test_every_weight_learns_and_the_detector_does_not(config):
 # ------------------------------------------------------------------ use
 
 
-@pytest.mark.parametrize("config", [CONFIG, QUERIES])
+@pytest.mark.parametrize("config", [CONFIG, GRID])
 def test_it_explains_and_comes_back_from_disk(config, tmp_path):
     model = make(config)
     wave = noise(3000)
@@ -164,9 +170,9 @@ def test_the_paper_preset_has_the_published_sizes():
         320,
     )
     assert (config.rrdb_blocks, config.steps, config.prediction) == (1, 100, "epsilon")
-    small = ADDSegDiff.from_preset("tiny", layers=(0,), feature_size=8, mapping="queries").config
+    small = ADDSegDiff.from_preset("tiny", layers=(0,), feature_size=8, mapping="grid").config
     assert small.patch == (8, 4)
-    assert small.mapping == "queries"
+    assert small.mapping == "grid"
 
 
 def test_bad_input_is_a_typed_error():

@@ -1,12 +1,15 @@
 """`explain`, whole: no seams between windows, equal maps of equal calls, typed errors."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import TINY_PAPER, make_model, noise
+from models import STFT, TINY_PAPER, make_model, noise
 
 from specsegdiff import api
 from specsegdiff.api import asset, explain
@@ -56,6 +59,70 @@ def test_provenance_says_what_made_it(model):
 def test_a_share_is_exact(model):
     ex = explain(WAVE, RATE, model=model, share=0.2)
     assert int(ex.mask.sum()) == round(0.2 * 33 * 188)
+
+
+# ------------------------------------------------------------------ verdict
+
+
+class Ear(torch.nn.Module):
+    """Says spoof as loudly as the recording's mean, and keeps what it heard."""
+
+    labels = ("bonafide", "spoof")
+    name = "ear"
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def forward(self, wave):
+        assert not self.training
+        self.heard.append(wave)
+        score = wave.mean(dim=1, keepdim=True)
+        return torch.cat([0 * score, score], dim=1)
+
+
+@pytest.fixture
+def at_16_khz():
+    return make_model(stft=replace(STFT, sample_rate=16_000), draws=1, steps=1)
+
+
+def test_a_detector_judges_the_whole_recording(at_16_khz):
+    ear, wave = Ear().train(), noise(3000, seed=3) + 0.5
+    ex = explain(wave, 16_000, model=at_16_khz, detector=ear)
+    assert ex.p_spoof == pytest.approx(float(torch.sigmoid(wave.mean())), abs=1e-6)
+    assert (ex.verdict.detector, ex.verdict.weights_sha256) == ("ear", weights_hash(ear))
+    assert torch.equal(ear.heard[0][0], wave)
+    # left as it came
+    assert ear.training
+    assert explain(wave, 16_000, model=at_16_khz, detector=False).verdict is None
+
+
+def test_a_long_recording_is_judged_in_stretches_that_count_by_their_length(at_16_khz, monkeypatch):
+    monkeypatch.setattr(api, "DETECTOR_SECONDS", 0.05)
+    ear, wave = Ear(), noise(3000, seed=3) + 0.5
+    ex = explain(wave, 16_000, model=at_16_khz, detector=ear)
+    assert [part.shape[1] for part in ear.heard] == [750] * 4
+    assert torch.equal(torch.cat(ear.heard, dim=1)[0], wave)
+    assert ex.p_spoof == pytest.approx(float(torch.sigmoid(wave.mean())), abs=1e-6)
+
+
+def test_a_temperature_softens_the_verdict(at_16_khz):
+    ear, wave = Ear(), noise(3000, seed=3) + 0.5
+    ear.config = SimpleNamespace(temperature=4.0)
+    ex = explain(wave, 16_000, model=at_16_khz, detector=ear)
+    assert ex.p_spoof == pytest.approx(float(torch.sigmoid(wave.mean() / 4)), abs=1e-6)
+
+
+def test_detectors_listen_at_16_khz_only(model):
+    assert explain(WAVE, RATE, model=model).verdict is None
+    with pytest.raises(ConfigError, match="listen at 16000 Hz"):
+        explain(WAVE, RATE, model=model, detector=Ear())
+
+
+def test_the_embedded_detector_is_the_default(at_16_khz):
+    verdict = explain(noise(40_000, seed=1), 16_000, model=at_16_khz).verdict
+    assert verdict.detector == api.DEFAULT_DETECTOR
+    assert verdict.weights_sha256 == weights_hash(api.default_detector())
 
 
 # ------------------------------------------------------------------ windows

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from specsegdiff.errors import (
     ShapeError,
     SpecSegDiffError,
 )
-from specsegdiff.explanation import Explanation, assemble
+from specsegdiff.explanation import Explanation, Verdict, assemble
 from specsegdiff.frontend import Axes, Stft, StftConfig
 from specsegdiff.masks import top_share
 from specsegdiff.storage import MapWriter
@@ -201,6 +202,19 @@ def test_a_save_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
     assert torch.equal(Explanation.load(tmp_path / "out").heatmap, old.heatmap)
 
 
+def test_a_verdict_is_told_and_kept(tmp_path):
+    ex = make()
+    assert ex.p_spoof is None
+    assert "p(spoof)" not in str(ex)
+    judged = replace(ex, verdict=Verdict(0.625, "ear", "cd" * 32))
+    assert judged.p_spoof == 0.625
+    assert str(judged).endswith("; p(spoof) 0.62 by ear")
+    judged.save(tmp_path / "out")
+    assert Explanation.load(tmp_path / "out").verdict == judged.verdict
+    with pytest.raises(ConfigError, match="p_spoof must lie"):
+        Verdict(float("nan"), "ear", "")
+
+
 def test_a_swap_that_fails_puts_the_old_one_back(tmp_path, monkeypatch):
     old = make()
     old.save(tmp_path / "out")
@@ -230,6 +244,8 @@ def test_a_swap_that_fails_puts_the_old_one_back(tmp_path, monkeypatch):
         (("stft", "hops"), 16),
         (("provenance", "draws"), 0),
         (("provenance", "seed"), None),
+        (("verdict",), 0.5),
+        (("verdict",), {"p_spoof": 1.5, "detector": "d", "weights_sha256": ""}),
         (("regions",), [1]),
         (("regions", 0, "t0"), float("nan")),
         (("regions", 0, "t1"), -1.0),

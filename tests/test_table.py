@@ -48,9 +48,100 @@ def test_without_results_a_block_says_so(table: dict[str, Any], tmp_path: Path) 
     assert "Not measured yet.\n" in table["fill"](PAGE, tmp_path)
 
 
+def benchmark_result() -> dict[str, Any]:
+    scores = {
+        "pairs": 9,
+        "gdice": [34.04, 31.0, 37.26],
+        "ad": [12.0, 10.0, 14.0],
+        "ff": [0.456, 0.4, 0.5],
+        "seconds": [1.234, 1.0, 1.5],
+        "peak_mb": [56.7],
+    }
+    alike = {"maps": [0.9], "gap": [0.65, 0.6, 0.7], "specificity": [0.01]}
+    return {
+        "meta": {
+            "commit": "0123456789",
+            "date": "2030-01-01",
+            "device": "cpu",
+            "split": "test",
+            "every": 4,
+            "ranking": "absolute",
+            "detector": "AASIST 0123456789abcdef0123456789abcdef",
+        },
+        "headline": {
+            "seen": {
+                "ours": ["ours", 34.04],
+                "attribution": ["theirs", 12.0],
+                "ratio": 34.04 / 12,
+                "over_chance": None,
+                "chance": 12.5,
+            },
+            "unseen": {
+                "ours": ["ours", 30.0],
+                "attribution": ["theirs", 12.0],
+                "ratio": 2.5,
+                "over_chance": 8.2,
+                "chance": 9.5,
+            },
+        },
+        "rows": [
+            {"method": "random", "group": "control", "seen": scores},
+            {"method": "theirs", "group": "attribution", "seen": scores, "similarity": alike},
+            {"method": "ours", "group": "ours", "seen": scores, "unseen": scores},
+        ],
+    }
+
+
+def test_the_benchmark_is_three_tables(table: dict[str, Any]) -> None:
+    page = table["attribution"](benchmark_result())
+    lines = page.splitlines()
+    truth = "34.0 (31.0 to 37.3) | - | - | 1.23 | 56.7 |"
+    assert lines[2] == f"| **ours** | seen | {truth}"
+    assert lines[3] == f"| **ours** | unseen | {truth}"
+    assert lines[5] == f"| random | seen | {truth}"
+    assert "| **ours** | seen | - | 12.0 (10.0 to 14.0) | - | - | 0.46 (0.40 to 0.50) |" in lines
+    assert "| theirs | 0.90 | 0.65 (0.60 to 0.70) | 0.01 |" in lines
+    assert "| random | - | - | - |" in lines
+    assert "On seen vocoders, GDice of ours (34.0) is 2.8 times" in page
+    assert "which is not above chance (12.5). On unseen" in page
+    assert "above chance (9.5), 8.2 times. " in page
+    assert "every 4th pair: 9 pairs of seen vocoders and 9 pairs of unseen" in page
+
+
+def test_the_timing_is_one_table(table: dict[str, Any]) -> None:
+    meta = benchmark_result()["meta"] | {"threads": 2, "seconds_of_audio": 4}
+    rows = [
+        {"method": "fast", "seconds": 2.34, "peak_mb": 100.04},
+        {"method": "slow", "seconds": 99.0, "peak_mb": None},
+    ]
+    page = table["attribution_timing"]({"meta": meta, "parameters": 317e6, "rows": rows})
+    assert page.splitlines()[2:4] == ["| fast | 2.3 | 100.0 |", "| slow | 99.0 | - |"]
+    assert "317 million" in page
+
+
 def test_no_page_lags_behind_its_results(
     table: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["table.py", "--check"])
     table["main"]()
     assert "up to date" in capsys.readouterr().out
+
+
+def test_equal_error_rates_by_split_and_family(table: dict[str, Any], tmp_path: Path) -> None:
+    split = {
+        "real": 33,
+        "eer": {"all": {"fakes": 92, "percent": [12.34, 10.0, 15.0]}},
+        "eer_by_family": {"gan": 9.96},
+        "calibration_error": 4.21,
+    }
+    found = {
+        "meta": result()["meta"] | {"temperature": 1.5},
+        "val": split,
+        "test": split | {"eer_by_family": {"codec": 20.0}},
+    }
+    (tmp_path / "detection.json").write_text(json.dumps(found))
+    text = table["fill"](PAGE.replace("segmentation", "detection"), tmp_path)
+    assert "| val | all | 92 | 12.3 (10.0 to 15.0) |\n" in text
+    assert "| codec | - | 20.0 |\n| gan | 10.0 | - |\n" in text
+    assert "(33 of val and 33 of test)" in text
+    assert "4.2 % on val" in text

@@ -15,7 +15,9 @@ from toy import vocoded, voice, write_corpus
 from specsegdiff.data.manifest import read_manifest, write_manifest
 from specsegdiff.errors import ConfigError, CorpusError
 from specsegdiff.masks import MaskConfig, difference, top_share
+from specsegdiff.models.addsegdiff import ADDSegDiff
 from specsegdiff.models.segdiff import PRESETS, SegDiffConfig, SpecSegDiff
+from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 
 pytest.importorskip("lightning", reason="training needs the extra 'train'")
 
@@ -159,6 +161,46 @@ def test_local_pairs_and_other_fields_of_the_model_are_used(corpus, tmp_path):
     assert SpecSegDiff.from_pretrained(tmp_path / "run" / "model").config.deterministic
 
 
+def test_an_addsegdiff_maps_features_first_and_starts_from_a_specsegdiff(
+    corpus, finished, tmp_path, monkeypatch
+):
+    """For its first steps only the mapping moves; the networks then start from those given."""
+    torch.manual_seed(0)
+    Wav2Vec2AASIST.from_preset("tiny").save_pretrained(tmp_path / "detector")
+    config = config_of(
+        corpus,
+        detector=str(tmp_path / "detector"),
+        init=str(finished[0] / "model"),
+        mapping_steps=4,
+        model={"mapping": "grid", "hidden": 12, "layers": (0, 3)},
+        augment=AugmentConfig(copies=0, gain_db=0.0, tilt_db=0.0),
+        ema=0.0,
+    )
+    start = segmenter.build(config)
+    assert (start.config.layers, start.config.feature_size) == ((0, 3), 32)
+    mapped = train(config, tmp_path / "mapped", accelerator="cpu")
+    given = SpecSegDiff.from_pretrained(finished[0] / "model").state_dict()
+    for name, value in mapped.state_dict().items():
+        if name.startswith("project."):
+            assert not torch.equal(value, start.state_dict()[name]), name
+        else:
+            assert torch.equal(value, given[name]), name
+    whole = train(replace(config, mapping_steps=1), tmp_path / "whole", accelerator="cpu")
+    assert not torch.equal(whole.unet.last.weight, mapped.unet.last.weight)
+    loaded = ADDSegDiff.from_pretrained(
+        tmp_path / "whole" / "model",
+        detector=Wav2Vec2AASIST.from_pretrained(tmp_path / "detector"),
+    )
+    assert loaded.config == whole.config
+
+
+def test_settings_of_an_addsegdiff_that_make_no_sense_are_refused(corpus):
+    with pytest.raises(ConfigError, match="cannot be equalised"):
+        config_of(corpus, detector="somewhere")
+    with pytest.raises(ConfigError, match="mapping_steps"):
+        config_of(corpus, mapping_steps=1)
+
+
 def test_a_corpus_without_training_pairs_is_refused(corpus, tmp_path):
     only_val = tmp_path / "pairs.csv"
     write_manifest([p for p in read_manifest(corpus) if p.split == "val"], only_val)
@@ -277,9 +319,9 @@ def test_copies_are_changed_alike_and_an_unreadable_pair_is_told(corpus):
     pairs = [p for p in read_manifest(corpus) if p.split == "train"][:1]
     broken = replace(pairs[0], id="broken", fake=Path("nowhere.flac"))
     told = []
-    augment = AugmentConfig(copies=2)
+    augment, model = AugmentConfig(copies=2), SpecSegDiff(MODEL)
     first, second = (
-        make_items([broken, *pairs], MODEL, MaskConfig(), augment, seed=0, warn=told.append)
+        make_items([broken, *pairs], model, MaskConfig(), augment, seed=0, warn=told.append)
         for _ in range(2)
     )
     assert len(first) == 3
@@ -325,14 +367,14 @@ def test_a_crop_is_the_same_each_time_and_part_of_its_item():
     assert len(crops) == 400
 
 
-def test_a_short_item_is_filled_with_silence_that_does_not_count():
-    condition, margin = crops_of([item_of(10, fill=1.0)])[0]
+def test_a_short_item_repeats_its_last_frame_which_does_not_count():
+    item = item_of(10)
+    item.condition[:, 9] = 3
+    condition, margin = crops_of([item])[0]
     assert condition.shape == margin.shape == (513, 32)
     assert torch.equal(margin.isnan()[0], torch.arange(32) >= 10)
-    model = SpecSegDiff(MODEL)
-    silence = model.normalise(torch.zeros(1))
-    assert torch.allclose(condition[:, 10:], silence.expand(513, 22))
-    assert float((condition[:, :10] - 1).abs().max()) == 0
+    assert torch.equal(condition[:, :9], torch.zeros(513, 9))
+    assert torch.equal(condition[:, 9:], torch.full((513, 23), 3.0))
 
 
 def test_crops_are_drawn_by_length_root_of_vocoder_and_share_of_local():

@@ -17,7 +17,6 @@ from specsegdiff.models.detector import fit_temperature
 from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 
 pytest.importorskip("lightning", reason="training needs the extra 'train'")
-pytest.importorskip("transformers", reason="the detector needs the extra 'detectors'")
 
 from specsegdiff.train import detector
 from specsegdiff.train.detector import (
@@ -126,6 +125,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
 
 
 def test_the_temperature_is_the_one_that_val_asks_for(corpus, monkeypatch):
+    # the fixture above may have replaced it
+    monkeypatch.setattr(detector, "fit_temperature", fit_temperature)
     module = DetectorModule(config_of(corpus), read_manifest(corpus))
     # bona fide first; one of each class is on the wrong side
     margins = torch.tensor([-3.0, -3.0, -3.0, 1.0, 3.0, 3.0, 3.0, -1.0])

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -44,12 +44,13 @@ class ADDSegDiffConfig(SegDiffConfig):
     "Width of a hidden state."
     hidden: int = 320
     "Width of the MLP; with the mapping 'resize' its output's too, the paper's 320."
-    mapping: Literal["resize", "queries"] = "resize"
+    mapping: Literal["resize", "grid"] = "resize"
     """'resize': the MLP's output is taken for 320 frequency rows and interpolated to the bins, an
-    image a layer (the paper, as far as it is public). 'queries': the features of a patch column
-    meet a learned query for each patch row, which says what to ask of them; `maps` images."""
+    image a layer (the paper, as far as it is public). 'grid': all layers of a frame pass one MLP,
+    whose output is `maps` values for every bin of that frame: each bin asks the features a question
+    of its own, on the grid that the mask lies on."""
     maps: int = 2
-    "Images that the mapping 'queries' makes of all layers together."
+    "Images that the mapping 'grid' makes of all layers together."
     feature_hop: int = 320
     "Samples between two frames of the features (wav2vec2: 20 ms at 16 kHz)."
     feature_window: int = 400
@@ -67,10 +68,9 @@ class ADDSegDiffConfig(SegDiffConfig):
             raise ConfigError(
                 f"ADDSegDiffConfig.layers must name layers from 0 on, got {self.layers!r}"
             )
-        if self.mapping not in ("resize", "queries"):
+        if self.mapping not in ("resize", "grid"):
             raise ConfigError(
-                "ADDSegDiffConfig.mapping must be one of ('resize', 'queries'), "
-                f"got {self.mapping!r}"
+                f"ADDSegDiffConfig.mapping must be one of ('resize', 'grid'), got {self.mapping!r}"
             )
         if self.smoothed:
             raise ConfigError(
@@ -123,17 +123,11 @@ class ADDSegDiff(SegDiff):
         resize = config.mapping == "resize"
         super().__init__(config, images=len(config.layers) if resize else config.maps)
         self.attach(detector)
-        if resize:
-            self.project = nn.Sequential(
-                nn.Linear(config.feature_size, config.hidden),
-                nn.GELU(),
-                nn.Linear(config.hidden, config.hidden),
-            )
-        else:
-            size = config.patch[0] * config.patch[1] * config.maps
-            self.ask = nn.Linear(len(config.layers) * config.feature_size, config.hidden)
-            self.queries = nn.Parameter(0.5 * torch.randn(self.grid(1)[0], config.hidden))
-            self.answer = nn.Linear(config.hidden, size)
+        wide = config.feature_size if resize else len(config.layers) * config.feature_size
+        rows = config.hidden if resize else config.maps * config.stft.n_freqs
+        self.project = nn.Sequential(
+            nn.Linear(wide, config.hidden), nn.GELU(), nn.Linear(config.hidden, rows)
+        )
 
     @classmethod
     def from_preset(
@@ -200,22 +194,20 @@ class ADDSegDiff(SegDiff):
         return self.condition(wave, gain=level)[..., skipped : skipped + stop - start]
 
     def images(self, condition: Map) -> Float[Tensor, "b c f t"]:
-        """Images on the patch grid: one a layer ('resize'), or `maps` of them ('queries')."""
+        """Images on the patch grid: one a layer ('resize'), or `maps` of them ('grid')."""
         config = self.config
-        layers, q = len(config.layers), config.patch[1]
+        layers = len(config.layers)
         if condition.ndim != 3 or condition.shape[1] != layers * config.feature_size:
             raise ShapeError(
                 f"expected a condition (b, {layers * config.feature_size}, t), "
                 f"got {tuple(condition.shape)}; make it with model.condition(wave)"
             )
-        if config.mapping == "resize":
-            rows = self.project(rearrange(condition, "b (l d) t -> b l t d", l=layers))
-            rows = rearrange(rows, "b l t r -> (b l) t r")
-            bins = F.interpolate(rows, size=config.stft.n_freqs, mode="linear", align_corners=True)
-            folded = self.fold(rearrange(bins, "x t f -> x f t"))
-            return rearrange(folded, "(b l) c f t -> b (l c) f t", l=layers)
-        columns = self.grid(condition.shape[-1])[1]
-        padded = F.pad(condition, (0, columns * q - condition.shape[-1]), mode="replicate")
-        asked = self.ask(reduce(padded, "b d (t q) -> b t d", "mean", q=q))
-        met = F.gelu(asked[:, :, None] + self.queries)
-        return rearrange(self.answer(met), "b t f c -> b c f t", f=self.grid(1)[0])
+        if config.mapping == "grid":
+            bins = self.project(rearrange(condition, "b d t -> b t d"))
+            maps = rearrange(bins, "b t (m f) -> (b m) f t", m=config.maps)
+            return rearrange(self.fold(maps), "(b m) c f t -> b (m c) f t", m=config.maps)
+        rows = self.project(rearrange(condition, "b (l d) t -> b l t d", l=layers))
+        rows = rearrange(rows, "b l t r -> (b l) t r")
+        bins = F.interpolate(rows, size=config.stft.n_freqs, mode="linear", align_corners=True)
+        folded = self.fold(rearrange(bins, "x t f -> x f t"))
+        return rearrange(folded, "(b l) c f t -> b (l c) f t", l=layers)

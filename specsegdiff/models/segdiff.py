@@ -388,6 +388,11 @@ class SegDiff(nn.Module, abc.ABC):
         return sample(self, self.condition(wave)).mean
 
 
+def normalise(magnitude: Map, config: SegDiffConfig) -> Map:
+    """Log-magnitude of a linear magnitude ``(..., f, t)``, centred and scaled as configured."""
+    return (log_magnitude(magnitude) - config.log_mean) / config.log_scale
+
+
 class SpecSegDiff(SegDiff):
     """Diffusion segmenter conditioned on the log-magnitude spectrogram.
 
@@ -433,7 +438,7 @@ class SpecSegDiff(SegDiff):
 
     def normalise(self, magnitude: Map) -> Map:
         """Condition of a linear magnitude that is at the model's level already."""
-        return (log_magnitude(magnitude) - self.config.log_mean) / self.config.log_scale
+        return normalise(magnitude, self.config)
 
     def images(self, condition: Map) -> Float[Tensor, "b c f t"]:
         """Raw log-magnitude, and the smoothed one where the configuration wants it."""

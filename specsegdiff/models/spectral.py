@@ -42,6 +42,8 @@ class SpectralFront(nn.Module):
                 (1, *channels), channels, kernels[1:], strides[1:], strict=False
             )
         )
+        # half the time on CPUs, where few channels meet large maps
+        self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.width = channels[-1] * math.ceil(bins / 2 ** len(channels))
 
     def forward(self, wave: Float[Tensor, "b 1 n"]) -> Float[Tensor, "b d t"]:

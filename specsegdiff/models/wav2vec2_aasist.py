@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from specsegdiff import hub
-from specsegdiff.errors import CheckpointError, ConfigError, DependencyError, ShapeError
+from specsegdiff.errors import CheckpointError, ConfigError, ShapeError
 from specsegdiff.models.aasist import RENAMES, UNUSED, check_encoder, encoder, load_published
 from specsegdiff.models.detector import LABELS, Long, over_windows
 from specsegdiff.models.graph import GraphBackend, GraphConfig
@@ -203,6 +203,8 @@ class Wav2Vec2AASIST(nn.Module):
 
     labels: tuple[str, ...] = LABELS
     "Names of the logits."
+    name = "Wav2Vec2-AASIST"
+    "What a verdict calls the model; `from_pretrained` sets the folder's or hub id's name."
 
     def __init__(self, config: Wav2Vec2AASISTConfig | None = None) -> None:
         super().__init__()
@@ -238,7 +240,9 @@ class Wav2Vec2AASIST(nn.Module):
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
         """Load from a folder or a Hugging Face Hub id that `save_pretrained` wrote; raises
         `CheckpointError` or `ConfigError`."""
-        return hub.load_model(cls, Wav2Vec2AASISTConfig, source, revision=revision)
+        model = hub.load_model(cls, Wav2Vec2AASISTConfig, source, revision=revision)
+        model.name = Path(source).resolve().name
+        return model
 
     @classmethod
     def from_backbone(
@@ -252,14 +256,17 @@ class Wav2Vec2AASIST(nn.Module):
         preset ``paper``. Raises `CheckpointError` where the backbone cannot be loaded with all its
         weights, and `ConfigError` where it is no plain wav2vec 2.0.
         """
-        transformers = _transformers()
+        import transformers
+
         try:
             theirs = transformers.AutoConfig.from_pretrained(source, revision=revision)
             config = replace(
                 PRESETS["paper"], backbone=_backbone_config(theirs), normalise=normalise, **changes
             )
             model = cls(config)
-            loaded, report = transformers.Wav2Vec2Model.from_pretrained(
+            # its annotations know neither a revision of None nor the report
+            kind: Any = transformers.Wav2Vec2Model
+            loaded, report = kind.from_pretrained(
                 source,
                 revision=revision,
                 config=model.backbone.config,
@@ -419,18 +426,9 @@ def _preset(name: str, changes: dict[str, Any]) -> Wav2Vec2AASISTConfig:
     return replace(PRESETS[name], **changes)
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise DependencyError(
-            "Wav2Vec2AASIST needs transformers; install specsegdiff[detectors]"
-        ) from error
-    return transformers
-
-
 def _backbone(config: BackboneConfig) -> "Wav2Vec2Model":
-    transformers = _transformers()
+    import transformers
+
     values = asdict(config)
     dropout, spectrogram = values.pop("dropout"), values.pop("spectrogram")
     front = None

@@ -50,8 +50,9 @@ class DetectorConfig(RunConfig):
     """Weight of the loss that orders a pair, -log sigmoid(score of the fake - score of the real):
     what both say is the same, so the gradient is about the vocoder."""
     deep: float = 1.0
-    """Weight of the same losses for a linear readout of every transformer layer's mean and
-    deviation over time (deeply supervised nets, arXiv 1409.5185); dropped after training."""
+    """Weight of the same losses for each linear readout of a layer's mean and deviation over time,
+    and of the transformer's input (deeply supervised nets, arXiv 1409.5185); dropped after
+    training."""
     spectrum: float = 0.3
     """Weight of a linear readout of the log spectrum from every layer, which stands for the
     pre-training that a small model lacks; dropped after training."""
@@ -150,14 +151,26 @@ class DetectorModule(L.LightningModule):
         super().__init__()
         self.config = config
         self.recordings = recordings(validation)
-        self.model = Wav2Vec2AASIST.from_preset(config.preset)
-        layers, width = (
-            self.model.config.backbone.num_hidden_layers,
-            self.model.config.backbone.hidden_size,
+        # channels last halves the time of its small convolutions on a CPU
+        self.model = Wav2Vec2AASIST.from_preset(config.preset).to(
+            memory_format=torch.channels_last  # type: ignore[call-overload]
         )
-        self.verdicts = nn.ModuleList(nn.Linear(2 * width, 1) for _ in range(layers))
-        self.spectra = nn.ModuleList(nn.Linear(width, config.bands) for _ in range(layers))
+        # an even verdict at first: the noise of an untrained head would drown what layers learn
+        nn.init.zeros_(self.model.graph.out.weight)
+        front = self.model.backbone.feature_extractor.conv_layers[-1]
+        front.register_forward_hook(self._see_front)
+        layers = self.model.config.backbone.num_hidden_layers
+        hidden = self.model.config.backbone.hidden_size
+        front_width = self.model.backbone.feature_projection.layer_norm.normalized_shape[0]
+        self.verdicts = nn.ModuleList(
+            nn.Linear(2 * width, 1) for width in (front_width, *[hidden] * layers)
+        )
+        self.spectra = nn.ModuleList(nn.Linear(hidden, config.bands) for _ in range(layers))
+        self.front = torch.empty(0)
         self.scores: list[Tensor] = []
+
+    def _see_front(self, layer: nn.Module, inputs: object, output: Float[Tensor, "b d t"]) -> None:
+        self.front = output.transpose(1, 2)
 
     def training_step(self, batch: Float[Tensor, "p 2 n"], index: int) -> Tensor:
         """Loss of one batch of pairs."""
@@ -173,12 +186,13 @@ class DetectorModule(L.LightningModule):
         loss = verdict = verdict_loss(score, self.config.pairwise)
         parts = {"verdict": verdict}
         if self.config.deep:
+            # a sum: a mean over layers is drowned by the noise of the untrained back end
             parts["deep"] = torch.stack(
                 [
                     verdict_loss(_readout(layer, state), self.config.pairwise)
-                    for layer, state in zip(self.verdicts, states, strict=True)
+                    for layer, state in zip(self.verdicts, (self.front, *states), strict=True)
                 ]
-            ).mean()
+            ).sum()
             loss = loss + self.config.deep * parts["deep"]
         if self.config.spectrum:
             target = middle_spectrum(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,19 +16,20 @@ from torch.utils.data import Dataset
 from specsegdiff.data.pairs import Pair, load_pair
 from specsegdiff.data.rawboost import RawBoost, RawBoostConfig
 from specsegdiff.errors import ConfigError, SpecSegDiffError
-from specsegdiff.frontend import log_magnitude
 from specsegdiff.masks import MaskConfig, difference, margin_map, shared_band
-from specsegdiff.models.segdiff import SegDiffConfig, SpecSegDiff
+from specsegdiff.models.segdiff import SegDiff, SegDiffConfig, SpecSegDiff, normalise
 
 
 @dataclass(frozen=True)
 class Item:
-    """One pair, ready to be cropped: condition and margin ``(f, t)`` in float16."""
+    """One pair, ready to be cropped: condition ``(c, t)`` and margin ``(f, t)`` in float16."""
 
     vocoder: str
     local: bool
-    condition: Float[Tensor, "f t"]
+    condition: Float[Tensor, "c t"]
     margin: Float[Tensor, "f t"]
+    spectrogram: Float[Tensor, "f t"] | None = None
+    "Normalised log-magnitude, where the condition is another."
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ class AugmentConfig:
     rawboost_share: float = 0.5
     "Share of the copies that get RawBoost, with identical noise for both members."
     gain_db: float = 3.0
-    "Standard deviation of a random gain of the crop, in dB."
+    "Standard deviation of a random gain of the crop, in dB; only for log-magnitude conditions."
     tilt_db: float = 2.0
-    "Standard deviation of each cosine of a random smooth equaliser, in dB."
+    """Standard deviation of each cosine of a random smooth equaliser, in dB; only for log-magnitude
+    conditions."""
     local_share: float = 0.2
     "Share of the crops that come from local vocoders."
 
@@ -62,7 +65,7 @@ class AugmentConfig:
 
 def make_item(
     pair: Pair,
-    model: SpecSegDiff,
+    model: SegDiff,
     masks: MaskConfig,
     *,
     local: bool = False,
@@ -81,12 +84,17 @@ def make_item(
         hertz = model.config.stft.sample_rate / model.config.stft.n_fft
         valid = shared_band(value, band_hz=pair.band_hz, hertz_per_bin=hertz)
     margin = margin_map(value, share=masks.share, valid=valid)
-    return Item(pair.vocoder, local, model.normalise(fake).half(), margin.clamp(-30, 30).half())
+    spectrogram = normalise(fake, model.config).half()
+    margin = margin.clamp(-30, 30).half()
+    if isinstance(model, SpecSegDiff):
+        return Item(pair.vocoder, local, spectrogram, margin)
+    condition = model.condition(members[1:], gain=torch.ones(1))[0].half()
+    return Item(pair.vocoder, local, condition, margin, spectrogram)
 
 
 def make_items(
     pairs: Sequence[Pair],
-    config: SegDiffConfig,
+    model: SegDiff,
     masks: MaskConfig,
     augment: AugmentConfig,
     *,
@@ -94,9 +102,8 @@ def make_items(
     local: bool = False,
     warn: Callable[[str], object] = print,
 ) -> list[Item]:
-    """Items of all pairs and their augmented copies; a pair that cannot be read is skipped and
-    told to ``warn``."""
-    model = SpecSegDiff(config)
+    """Items of all pairs and their augmented copies, with conditions of ``model``; a pair that
+    cannot be read is skipped and told to ``warn``."""
     items = []
     for pair in pairs:
         try:
@@ -126,7 +133,7 @@ def _changer(augment: AugmentConfig, rng: np.random.Generator) -> Callable[[Tens
     return change
 
 
-class Crops(Dataset[tuple[Tensor, Tensor]]):
+class Crops(Dataset[tuple[Tensor, ...]]):
     """Random crops of items: index ``i`` always gives the same crop, so a resumed run needs no
     state.
 
@@ -162,22 +169,27 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         """Number of crops of the whole run."""
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Condition and margin ``(f, frames)`` of crop ``index``."""
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """Condition ``(c, frames)`` and margin ``(f, frames)`` of crop ``index``, and the
+        spectrogram where the condition is another.
+
+        A short item repeats its last frame, which counts in no loss.
+        """
         rng = np.random.default_rng((self.seed, index))
         item = self.items[
             min(int(np.searchsorted(self.cumulative, rng.random())), len(self.items) - 1)
         ]
-        length = item.condition.shape[1]
-        start = int(rng.integers(max(1, length - self.frames + 1)))
-        condition = item.condition[:, start : start + self.frames].float()
-        margin = item.margin[:, start : start + self.frames].float()
-        if (missing := self.frames - condition.shape[1]) > 0:
-            silence = float(
-                (log_magnitude(torch.zeros(())) - self.config.log_mean) / self.config.log_scale
-            )
-            condition = torch.nn.functional.pad(condition, (0, missing), value=silence)
-            margin = torch.nn.functional.pad(margin, (0, missing), value=torch.nan)
+        start = int(rng.integers(max(1, item.condition.shape[1] - self.frames + 1)))
+
+        def cut(values: Tensor) -> Tensor:
+            found = values[:, start : start + self.frames].float()
+            missing = self.frames - found.shape[1]
+            return F.pad(found[None], (0, missing), mode="replicate")[0]
+
+        condition, margin = cut(item.condition), cut(item.margin)
+        margin[:, item.condition.shape[1] - start :] = torch.nan
+        if item.spectrogram is not None:
+            return condition, margin, cut(item.spectrogram)
         nats_per_db = np.log(10) / 20
         decibels = rng.normal(0, self.augment.gain_db) + equaliser(
             len(condition), self.augment.tilt_db, rng

@@ -1,4 +1,5 @@
-"""Train a SpecSegDiff: configuration, LightningModule, and the one function that runs them."""
+"""Train a SpecSegDiff or an ADDSegDiff: configuration, LightningModule, and the one function that
+runs them."""
 
 import dataclasses
 import json
@@ -8,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,8 +19,10 @@ from specsegdiff.data.pairs import Pair, load_pair
 from specsegdiff.errors import ConfigError
 from specsegdiff.masks import MaskConfig, ground_truth, top_share
 from specsegdiff.metrics.segmentation import generalized_dice
+from specsegdiff.models.addsegdiff import ADDSegDiff, spread_layers
 from specsegdiff.models.losses import LossConfig, diffusion_loss
-from specsegdiff.models.segdiff import PRESETS, SpecSegDiff
+from specsegdiff.models.segdiff import PRESETS, SegDiff, SpecSegDiff
+from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 from specsegdiff.sampling import sample
 from specsegdiff.train.features import AugmentConfig, Crops, make_items, mean_mask
 from specsegdiff.train.recipe import RunConfig, fit, optimise, read_yaml
@@ -40,9 +44,15 @@ class TrainConfig(RunConfig):
     frames: int = 256
     "Frames a crop."
     init: str | None = None
-    """Folder or hub id of a model to start from, null for random weights; input channels that it
-    lacks start at zero."""
-    model: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """Folder or hub id of a SpecSegDiff to start from, null for random weights; input channels that
+    it lacks start at zero."""
+    detector: str | None = None
+    """Folder or hub id of a Wav2Vec2-AASIST: an ADDSegDiff on its features is trained, and the
+    detector is not. Null trains a SpecSegDiff."""
+    mapping_steps: int = 0
+    """Steps in which an ADDSegDiff learns nothing but to map features to the images that a
+    SpecSegDiff sees: started from one, its networks then find what they know."""
+    model: dict[str, str | int | float | bool | tuple[int, ...]] = field(default_factory=dict)
     "Fields of `SegDiffConfig` to change in the preset, such as {deterministic: true}."
     loss: LossConfig = field(default_factory=LossConfig)
     "Loss weights."
@@ -59,6 +69,16 @@ class TrainConfig(RunConfig):
             )
         if self.frames < 1:
             raise ConfigError(f"TrainConfig.frames must be positive, got {self.frames!r}")
+        if self.detector and (self.augment.copies or self.augment.gain_db or self.augment.tilt_db):
+            raise ConfigError(
+                "features of a detector cannot be equalised after the fact: set augment.copies, "
+                f"gain_db and tilt_db to 0, got {self.augment!r}"
+            )
+        if not 0 <= self.mapping_steps <= (self.steps if self.detector else 0):
+            raise ConfigError(
+                f"TrainConfig.mapping_steps={self.mapping_steps!r} must be within the steps, and 0 "
+                "without a detector"
+            )
 
 
 def read_config(path: str | Path, **changes: Any) -> TrainConfig:
@@ -68,27 +88,41 @@ def read_config(path: str | Path, **changes: Any) -> TrainConfig:
 
 
 class SegmenterModule(L.LightningModule):
-    """Optimises a `SpecSegDiff` and measures it on val at one draw."""
+    """Optimises a segmenter and measures it on val at one draw."""
 
     def __init__(self, config: TrainConfig, validation: list[Pair]) -> None:
         super().__init__()
         self.config = config
         self.validation = validation
-        self.model = SpecSegDiff.from_preset(config.preset, **config.model)
+        self.model = build(config)
+        self.eye = None
         if config.init:
-            start_from(self.model, SpecSegDiff.from_pretrained(config.init))
+            start = SpecSegDiff.from_pretrained(config.init)
+            start_from(self.model, start)
+            # in a tuple, which would not make it a part of this module
+            self.eye = (start,) if config.mapping_steps else None
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], index: int) -> Tensor:
         """Loss of one batch; its noise depends on the seed and the step only, so a resumed run
         repeats it."""
+        if self.global_step < self.config.mapping_steps:
+            return self._map(batch[0], batch[2])
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step)
-        condition, margin = batch
+        condition, margin = batch[:2]
         loss, parts = diffusion_loss(
             self.model, condition, margin, config=self.config.loss, generator=generator
         )
         self.log_dict(
             {"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}}, prog_bar=True
         )
+        return loss
+
+    def _map(self, features: Tensor, spectrogram: Tensor) -> Tensor:
+        """How far the images of features are from those of the spectrogram."""
+        assert self.eye is not None
+        wanted = self.eye[0].images(spectrogram)
+        loss = F.smooth_l1_loss(self.model.images(features), wanted)
+        self.log("mapping", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, place: Tensor, index: int) -> None:
@@ -122,8 +156,24 @@ class SegmenterModule(L.LightningModule):
         return optimise(self.parameters(), self.config)
 
 
-def start_from(model: SpecSegDiff, other: SpecSegDiff) -> None:
-    """Copy the weights of ``other``; input channels of the condition that it lacks start at zero.
+def build(config: TrainConfig) -> SegDiff:
+    """The untrained model of a run, with the detector it reads."""
+    if config.detector is None:
+        return SpecSegDiff.from_preset(config.preset, **config.model)
+    detector = Wav2Vec2AASIST.from_pretrained(config.detector)
+    backbone = detector.config.backbone
+    read = {
+        "layers": spread_layers(backbone.num_hidden_layers, min(6, backbone.num_hidden_layers)),
+        "feature_size": backbone.hidden_size,
+        "feature_hop": backbone.hop,
+        "feature_window": backbone.reach,
+    }
+    return ADDSegDiff.from_preset(config.preset, detector=detector, **read | config.model)
+
+
+def start_from(model: SegDiff, other: SpecSegDiff) -> None:
+    """Copy the weights of ``other``; input channels of the condition that it lacks start at zero,
+    and what maps features to images starts as it was.
 
     Raises `ConfigError` where the two differ in anything else.
     """
@@ -135,7 +185,8 @@ def start_from(model: SpecSegDiff, other: SpecSegDiff) -> None:
         weights[name] = torch.nn.functional.pad(found, (0, 0, 0, 0, 0, missing))
     try:
         # a refining head starts at zero output by itself
-        fresh = {k: v for k, v in model.state_dict().items() if k.startswith("refine.")}
+        own = ("refine.", "project.")
+        fresh = {k: v for k, v in model.state_dict().items() if k.startswith(own)}
         model.load_state_dict(fresh | weights)
     except RuntimeError as error:
         raise ConfigError(
@@ -146,7 +197,7 @@ def start_from(model: SpecSegDiff, other: SpecSegDiff) -> None:
 
 def train(
     config: TrainConfig, out: str | Path, *, resume: bool = False, accelerator: str = "auto"
-) -> SpecSegDiff:
+) -> SegDiff:
     """Train, keep checkpoints and logs in ``out``, and write the averaged model to ``out/model``.
 
     ``resume`` goes on from ``out/last.ckpt`` where there is one. Returns the averaged model.
@@ -156,7 +207,7 @@ def train(
     L.seed_everything(config.seed, verbose=False)
     pairs = read_manifest(config.pairs)
     module = SegmenterModule(config, [p for p in pairs if p.split == "val"])
-    shared = (module.model.config, config.masks, config.augment)
+    shared = (module.model, config.masks, config.augment)
     items = make_items([p for p in pairs if p.split == "train"], *shared, seed=config.seed)
     if not items:
         raise ConfigError(

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from baselines.attnlrp import AttnLRP
     from baselines.contrast import RuleError
     from baselines.controls import Energy, LowEnergy, MeanMaskByFrequency, Random
-    from baselines.deepshap import DeepSHAP, check_rules
+    from baselines.deepshap import DeepSHAP
+    from baselines.deepshap_check import check_rules
     from baselines.gradientshap import GradientSHAP
     from baselines.integrated_gradients import IntegratedGradients
     from baselines.occlusion import Occlusion
@@ -33,7 +34,7 @@ _HOMES = {
     "Occlusion": "occlusion",
     "Random": "controls",
     "RuleError": "contrast",
-    "check_rules": "deepshap",
+    "check_rules": "deepshap_check",
 }
 
 __all__ = [

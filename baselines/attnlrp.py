@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from baselines import lrp_rules
-from baselines.lrp_rules import Flow, LRPRules
+from baselines import lrp
+from baselines.lrp import Flow
+from baselines.lrp_rules import LRPRules, check_zennit
 from baselines.plane import Attribution, Item, Plane, Scale, as_found
 from specsegdiff.errors import ConfigError
 from specsegdiff.frontend import Stft
@@ -57,7 +58,7 @@ class AttnLRP:
         if scale not in ("linear", "log"):
             raise ConfigError(f"scale must be 'linear' or 'log', got {scale!r}")
         self.rules = rules or LRPRules()
-        lrp_rules.check_zennit(self.rules)
+        check_zennit(self.rules)
         self.plane = Plane(detector, target=target, stft=stft, scale="linear")
         self.root = detector if isinstance(detector, nn.Module) else None
 
@@ -77,7 +78,7 @@ class AttnLRP:
             return [
                 flow
                 for item in self.plane.items(wave)
-                for flow in lrp_rules.flows(
+                for flow in lrp.flows(
                     self._score(item), item.value, rules=self.rules, root=self.root
                 )
             ]
@@ -92,13 +93,13 @@ class AttnLRP:
             wave = 0.1 * torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode(False), as_found(self.plane.wrapper):
             item = next(iter(self.plane.items(wave)))
-            return lrp_rules.gaps(self._score(item), item.value, root=self.root)
+            return lrp.gaps(self._score(item), item.value, root=self.root)
 
     def _score(self, item: Item) -> Callable[[Tensor], Tensor]:
         return lambda value: self.plane.score(value, item.phase, item.length)
 
     def _explain(self, item: Item) -> tuple[Map, Float[Tensor, ""]]:
-        relevance, logit = lrp_rules.propagate(
+        relevance, logit = lrp.propagate(
             self._score(item), item.value, rules=self.rules, root=self.root
         )
         return relevance[0], logit[0]

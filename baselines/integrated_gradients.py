@@ -74,5 +74,5 @@ class IntegratedGradients:
                 internal_batch_size=rows,
             )
 
-        result = fitting_memory(integrate, chunk=self.chunk, device=self.plane.device)
+        result, _ = fitting_memory(integrate, chunk=self.chunk, device=self.plane.device)
         return result[0].detach(), self.plane.change(item, silence, chunk=self.chunk)

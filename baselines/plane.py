@@ -72,8 +72,7 @@ class Plane:
     @property
     def device(self) -> torch.device:
         """Device of the detector; the CPU where it has no tensors."""
-        weights = [*self.wrapper.parameters(), *self.wrapper.buffers()]
-        return weights[0].device if weights else torch.device("cpu")
+        return device_of(self.wrapper)
 
     def score(
         self,
@@ -147,6 +146,12 @@ class Plane:
             with torch.no_grad():
                 value, phase, length = self.wrapper.split(row[None].to(self.device))
             yield Item(value, phase, length, content_key(row))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Device of a module's first weight or buffer; the CPU where it has none."""
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def check_batch(wave: Wave) -> None:
@@ -228,13 +233,13 @@ def each_row(
     the results of its rows, ``(rows, ...)``; each comes out alone, in float64 on the CPU, so that a
     sum of them is the same for all chunks, but for the network's own rounding.
     """
-    start = 0
+    start, most = 0, None
     while start < count:
 
         def some(rows: int, start: int = start) -> Tensor:
             return work(range(start, min(start + rows, count)))
 
-        results = fitting_memory(some, chunk=chunk, device=device)
+        results, most = fitting_memory(some, chunk=chunk, device=device, most=most)
         yield from results.detach().cpu().double()
         start += len(results)
 
@@ -249,16 +254,18 @@ def mean_row(
     return total / count
 
 
-def fitting_memory(work: Callable[[int], T], *, chunk: int | None, device: torch.device) -> T:
-    """Result of ``work`` with ``chunk`` rows at once.
+def fitting_memory(
+    work: Callable[[int], T], *, chunk: int | None, device: torch.device, most: int | None = None
+) -> tuple[T, int]:
+    """Result of ``work`` with ``chunk`` rows at once, and how many rows that were.
 
-    Without ``chunk``: with one row on a CPU, otherwise with `ROWS_ON_ACCELERATOR`, halved each time
-    that the device runs out of memory.
+    Without ``chunk``: with ``most`` rows, by default one on a CPU and `ROWS_ON_ACCELERATOR` on any
+    other device, halved each time that it runs out of memory.
     """
-    rows = chunk or (1 if device.type == "cpu" else ROWS_ON_ACCELERATOR)
+    rows = chunk or most or (1 if device.type == "cpu" else ROWS_ON_ACCELERATOR)
     while True:
         try:
-            return work(rows)
+            return work(rows), rows
         except torch.OutOfMemoryError:
             if chunk is not None or rows == 1:
                 raise
@@ -280,18 +287,18 @@ def import_captum() -> None:
 def as_found(module: nn.Module) -> Iterator[None]:
     """Evaluate a module without gradients to its weights, then put it back as it was found.
 
-    Training flags of every part, ``requires_grad`` and ``.grad`` of every parameter, hooks, and
-    what captum leaves on activations after an error.
+    Put back are training flags of every part, ``requires_grad`` of every parameter, hooks, and what
+    captum leaves on activations after an error. Nothing is added to a ``.grad`` meanwhile.
     """
     parts = list(module.modules())
     modes = [part.training for part in parts]
     hooks = [{name: dict(vars(part)[name]) for name in _hook_names(part)} for part in parts]
     marks = [_CAPTUM_MARKS - vars(part).keys() for part in parts]
-    weights = [(value, value.requires_grad, value.grad) for value in module.parameters()]
+    weights = [(value, value.requires_grad) for value in module.parameters()]
     try:
         for part in parts:
             part.training = False
-        for value, _, _ in weights:
+        for value, _ in weights:
             value.requires_grad_(False)
         yield
     finally:
@@ -303,9 +310,8 @@ def as_found(module: nn.Module) -> Iterator[None]:
                     del live[handle]
             for name in absent & vars(part).keys():
                 delattr(part, name)
-        for value, needs_gradient, gradient in weights:
+        for value, needs_gradient in weights:
             value.requires_grad_(needs_gradient)
-            value.grad = gradient
 
 
 _CAPTUM_MARKS = {"input", "input_ref", "output"}

@@ -17,7 +17,8 @@ from torch import nn
 
 from baselines.attnlrp import AttnLRP
 from baselines.contrast import RuleError
-from baselines.lrp_rules import LRPRules, propagate
+from baselines.lrp import propagate
+from baselines.lrp_rules import LRPRules
 from specsegdiff.errors import ConfigError, DependencyError, ShapeError
 from specsegdiff.frontend import Stft, StftConfig
 from specsegdiff.models.aasist import AASIST

@@ -18,32 +18,41 @@ Dims = int | Sequence[int] | None
 # ------------------------------------------------------------------ slopes, element by element
 
 
-def secant(function: Callable[[Tensor], Tensor], a: Tensor, r: Tensor) -> Tensor:
+def secant(
+    function: Callable[[Tensor], Tensor], a: Tensor, r: Tensor, *, rise: Tensor | None = None
+) -> Tensor:
     """``(f(a) - f(r)) / (a - r)``, and f' where both are equal, for piecewise linear functions.
 
-    Differences of their results carry no more rounding than those of their operands.
+    Differences of their results carry no more rounding than those of their operands. ``rise`` is
+    ``f(a) - f(r)``, where it is known.
     """
     gap = a - r
     same = gap == 0
-    slope = (function(a) - function(r)) / torch.where(same, 1, gap)
-    return torch.where(same, derivative(function, a), slope)
+    rise = function(a) - function(r) if rise is None else rise
+    return torch.where(same, derivative(function, a), rise / torch.where(same, 1, gap))
 
 
 def smooth_secant(
-    function: Callable[[Tensor], Tensor], a: Tensor, r: Tensor, *, kinks: Sequence[float] = ()
+    function: Callable[[Tensor], Tensor],
+    a: Tensor,
+    r: Tensor,
+    *,
+    kinks: Sequence[float] = (),
+    rise: Tensor | None = None,
 ) -> Tensor:
     """``(f(a) - f(r)) / (a - r)`` of a function that is smooth on the scale of 1, save ``kinks``.
 
     Over a small gap h, a difference of rounded values errs by ε / h, and the derivative at the
     midpoint by h² f''' / 24. They meet near the cube root of ε, the machine precision; below it the
-    midpoint is taken, unless a kink lies between both ends.
+    midpoint is taken, unless a kink lies between both ends. ``rise`` is as in `secant`.
     """
     gap = a - r
     near = gap.abs() < torch.finfo(a.dtype).eps ** (1 / 3)
     for kink in kinks:
         near = near & ((a - kink) * (r - kink) > 0)
     near = near | (gap == 0)
-    slope = (function(a) - function(r)) / torch.where(near, 1, gap)
+    rise = function(a) - function(r) if rise is None else rise
+    slope = rise / torch.where(near, 1, gap)
     return torch.where(near, derivative(function, (a + r) / 2), slope)
 
 
@@ -216,7 +225,7 @@ def _share_of_line(gap: Tensor, change: Tensor, dim: int) -> Tensor:
 # ------------------------------------------------------------------ operations in terms of others
 
 
-def normalised(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+def normalised(x: Tensor, dims: list[int], eps: float) -> Tensor:
     """``x`` less its mean, over its standard deviation, along ``dims``."""
     centred = x - x.mean(dims, keepdim=True)
     return centred * ((centred * centred).mean(dims, keepdim=True) + eps).rsqrt()

@@ -111,13 +111,17 @@ def controls(
         shape = magnitude(wave).shape
         return average(found[:most], shape) if found else torch.zeros(shape)
 
+    # a manifest without training pairs has no mean mask
+    mean = {
+        "mean mask by frequency": lambda pair, wave: by_frequency[:, None].expand_as(
+            magnitude(wave)
+        )
+    }
     return {
         "random": noise,
         "low energy": lambda pair, wave: -magnitude(wave),
         "low energy, smoothed": lambda pair, wave: -smooth(magnitude(wave), MASKS),
-        "mean mask by frequency": lambda pair, wave: by_frequency[:, None].expand_as(
-            magnitude(wave)
-        ),
+        **(mean if frames else {}),
         "mask of another family, same recording": lambda pair, wave: others(
             pair, wave, most=1, siblings=False
         ),

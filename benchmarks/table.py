@@ -58,6 +58,26 @@ def segmentation(result: Mapping[str, Any]) -> str:
     )
 
 
+def four_vocoders(result: Mapping[str, Any]) -> str:
+    """Markdown of the paper's protocol, where the vocoders of training and test are the same."""
+    meta, rows = result["meta"], sorted(result["rows"], key=lambda row: row["group"] != "ours")
+    families = sorted({family for row in rows for family in row["family"]})
+    lines = [
+        [
+            _named(row),
+            *(cell(row["overall"].get(score)) for score in SCORES),
+            *(cell(row["family"].get(family, {}).get("gdice")) for family in families),
+        ]
+        for row in rows
+    ]
+    head = ["method", *SCORES.values(), *(f"GDice, {family}" for family in families)]
+    return (
+        f"{_table(head, lines)}\nPercent, with 95 % bootstrap intervals by source recording; "
+        f"{meta['pairs']} pairs, split {meta['split']}. Commit {meta['commit'][:8]}, "
+        f"{meta['date']}, {meta['device']}.\n"
+    )
+
+
 def attribution(result: Mapping[str, Any]) -> str:
     """Markdown of the benchmark of explanations: truth and cost, detector, and content."""
     meta, order = result["meta"], ("ours", "attribution", "control")
@@ -106,6 +126,30 @@ def attribution_timing(result: Mapping[str, Any]) -> str:
         f"detector of {result['parameters'] / 1e6:.0f} million parameters with random weights, one "
         f"run, {meta['threads']} threads of a {meta['device']}. MB is the growth of the resident "
         f"memory. Commit {meta['commit'][:8]}, {meta['date']}.\n"
+    )
+
+
+def cells(result: Mapping[str, Any]) -> str:
+    """Markdown of top cells against true cells."""
+    meta = result["meta"]
+    names = {f"recall_at_{meta['k']}": f"R@{meta['k']}", "average_precision": "AP"}
+    parts = {"all": "test", "seen": "seen", "unseen": "unseen"}
+    lines = [
+        [
+            f"**{row['method']}**" if row["method"] == meta["chosen"] else row["method"],
+            *(
+                cell(row.get(part, {}).get(score), "similarity")
+                for score in names
+                for part in parts
+            ),
+        ]
+        for row in result["test"]
+    ]
+    head = ["cells ranked by", *(f"{n}, {p}" for n in names.values() for p in parts.values())]
+    return (
+        f"{_table(head, lines)}\n4 x 4 grid on linear frequency, with 95 % bootstrap intervals by "
+        f"source recording; bold is what val chose. {meta['draws']} draws of {meta['steps']} "
+        f"steps. Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
     )
 
 
@@ -235,7 +279,9 @@ def cell(score: Sequence[float] | None, name: str = "") -> str:
 
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "segmentation": segmentation,
+    "segmentation-four-vocoders": four_vocoders,
     "detection": detection,
+    "cells": cells,
     "speed": speed,
     "attribution": attribution,
     "attribution-timing": attribution_timing,

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 unexpected failure, 2 wrong usage or bad input, 130 interr
 document on standard error.
 """
 
+import importlib
 import importlib.metadata
 import json
 import sys
@@ -173,29 +174,51 @@ def explain(
         print(f"wrote {out / 'explanation.png'}, {out / 'artifacts.flac'} and the maps beside them")
 
 
+Run = Annotated[Path, typer.Option(help="YAML of the run, see configs/.")]
+RunFolder = Annotated[Path, typer.Option(help="Folder for checkpoints, logs and the model.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+RunSeed = Annotated[int | None, typer.Option(help="Overrides the seed of the YAML.")]
+Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu.")]
+
+
 @train_app.command("segmenter")
 def train_segmenter(
-    config: Annotated[Path, typer.Option(help="YAML of the run, see configs/segmenter.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, logs and the model.")],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
-    ] = False,
-    seed: Annotated[int | None, typer.Option(help="Overrides the seed of the YAML.")] = None,
-    accelerator: Annotated[
-        str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu.")
-    ] = "auto",
+    config: Run,
+    out: RunFolder,
+    resume: Resume = False,
+    seed: RunSeed = None,
+    accelerator: Accelerator = "auto",
 ) -> None:
-    """Train a SpecSegDiff; the averaged model lands in OUT/model. Paths in the YAML start here."""
+    """Train a SpecSegDiff or ADDSegDiff; the averaged model lands in OUT/model. Paths in the YAML
+    start here."""
+    _train("segmenter", config, out, resume=resume, seed=seed, accelerator=accelerator)
+
+
+@train_app.command("detector")
+def train_detector(
+    config: Run,
+    out: RunFolder,
+    resume: Resume = False,
+    seed: RunSeed = None,
+    accelerator: Accelerator = "auto",
+) -> None:
+    """Train a Wav2Vec2-AASIST; the averaged, calibrated model lands in OUT/model. Paths in the YAML
+    start here."""
+    _train("detector", config, out, resume=resume, seed=seed, accelerator=accelerator)
+
+
+def _train(
+    what: str, config: Path, out: Path, *, resume: bool, seed: int | None, accelerator: str
+) -> None:
     try:
-        from specsegdiff.train.segmenter import read_config, train
+        module = importlib.import_module(f"specsegdiff.train.{what}")
     except ModuleNotFoundError as error:
         raise DependencyError(
             f"training needs {error.name}; pip install 'specsegdiff[train]'"
         ) from error
-
-    settings = read_config(config, **({} if seed is None else {"seed": seed}))
+    settings = module.read_config(config, **({} if seed is None else {"seed": seed}))
     _make_folder(out)
-    train(settings, out, resume=resume, accelerator=accelerator)
+    module.train(settings, out, resume=resume, accelerator=accelerator)
     print(f"wrote {out / 'model'}")
 
 
@@ -220,7 +243,7 @@ def evaluate(
     from specsegdiff import api
     from specsegdiff.benchmark import SCORES, score_maps, summarise
     from specsegdiff.data.manifest import read_manifest
-    from specsegdiff.hub import weights_hash, write_atomic
+    from specsegdiff.hub import weights_hash
 
     _check_device(device)
     chosen = read_manifest(pairs, split=split, check_files=True)
@@ -233,6 +256,7 @@ def evaluate(
             fake,
             rate,
             model=network,
+            detector=False,
             draws=draws,
             steps=steps,
             seed=seed,
@@ -264,12 +288,7 @@ def evaluate(
         "rows": rows,
     }
     if out is not None:
-        try:
-            write_atomic(out, json.dumps(result, indent=1).encode() + b"\n")
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {out}: {error}; choose a file in a writable folder"
-            ) from error
+        _write_json(out, result)
     if as_json:
         print(json.dumps(result))
         return
@@ -281,6 +300,72 @@ def evaluate(
         ],
         heading=f"{network.name} on {len(rows)} pairs of {pairs}, split {split}",
     )
+
+
+@app.command()
+def benchmark(
+    pairs: Annotated[Path, typer.Option(help="Manifest of pairs, or the folder of pairs.csv.")],
+    split: Annotated[str, typer.Option(help="Split to measure on: val, test, ...")],
+    methods: Annotated[str, typer.Option(help="Names with commas, as packages register them.")],
+    out: Annotated[Path, typer.Option(help="JSON file; rows are kept beside it as they come.")],
+    detector: Annotated[
+        str, typer.Option(help="Folder of a detector, path of a published AASIST, or 'embedded'.")
+    ] = "embedded",
+    ranking: Annotated[
+        str, typer.Option(help="Bins of a signed map by their 'absolute' value, or by 'value'.")
+    ] = "absolute",
+    every: Annotated[int, typer.Option(min=1, help="Keep every n-th pair.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure methods on pairs: against true masks, against a detector, in seconds and memory.
+
+    The table shows means; OUT holds 95 % bootstrap intervals by source group, and all rows. Run the
+    same command again to go on after an interruption.
+    """
+    from specsegdiff.benchmark import entries, load_detector, load_methods, measure
+    from specsegdiff.benchmark.measurement import fingerprint
+    from specsegdiff.data.manifest import read_manifest
+
+    chosen = read_manifest(pairs, split=split, check_files=True)[::every]
+    model = load_detector(detector)
+    explainers = load_methods([name.strip() for name in methods.split(",")], model)
+    with _progress("pairs") as advance:
+        rows = measure(
+            explainers,
+            chosen,
+            detector=model,
+            ranking=ranking,  # type: ignore[arg-type]  # measure checks it
+            journal=out.with_suffix(".rows.jsonl"),
+            progress=advance,
+        )
+    summary = entries(rows)
+    result = {
+        "meta": {
+            "pairs": str(pairs),
+            "split": split,
+            "every": every,
+            "detector": fingerprint(model),
+            "ranking": ranking,
+            "versions": {name: _version_of(name) for name in ("specsegdiff", "torch")},
+        },
+        "summary": summary,
+        "rows": [{k: v for k, v in row.items() if k != "marked"} for row in rows],
+    }
+    _write_json(out, result)
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(f"{len(chosen)} pairs of {pairs}, split {split}; {out} holds intervals and rows")
+    for columns in _COLUMNS:
+        _print_table(
+            ("method", "vocoders", *columns.values()),
+            [
+                (entry["method"], part, *(_mean(entry[part].get(name), name) for name in columns))
+                for entry in summary
+                for part in ("seen", "unseen", "unknown")
+                if part in entry
+            ],
+        )
 
 
 @app.command("make-pairs")
@@ -453,6 +538,36 @@ def _version_of(package: str) -> str:
         return "source"
 
 
+_COLUMNS = (
+    {
+        "gdice": "GDice",
+        "foreground_dice": "Dice",
+        "average_precision": "AP",
+        "seconds": "s",
+        "peak_mb": "MB",
+    },
+    {"ai": "AI", "ad": "AD", "ag": "AG", "fid_in": "Fid-In", "ff": "FF"},
+)
+"Columns of the benchmark's two tables: truth and cost, detector."
+
+
+def _mean(score: Sequence[float] | None, name: str) -> str:
+    if score is None:
+        return "-"
+    return f"{score[0]:.2f}" if name in ("ff", "seconds") else f"{score[0]:.1f}"
+
+
+def _write_json(out: Path, result: object) -> None:
+    from specsegdiff.hub import write_atomic
+
+    try:
+        write_atomic(out, json.dumps(result, indent=1).encode() + b"\n")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {out}: {error}; choose a file in a writable folder"
+        ) from error
+
+
 def _cell(score: Sequence[float] | None) -> str:
     if score is None:
         return "-"
@@ -473,7 +588,8 @@ def _print_table(
     for row in rows:
         # as Text, so that brackets are no markup
         table.add_row(*map(Text, row))
-    print(heading)
+    if heading:
+        print(heading)
     Console(highlight=False).print(table)
 
 

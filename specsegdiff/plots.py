@@ -94,14 +94,56 @@ def compare(
     for (name, value), panel, bar in zip(maps.items(), panels, bars, strict=True):
         drawn = _pooled(value, axes)
         top = max(float(np.abs(drawn).max()), 1e-12)
-        signed = bool(drawn.min() < 0)
-        cmap, bottom = ("PuOr_r", -top) if signed else ("magma", 0.0)
-        _bar(figure, _show(panel, drawn, axes, cmap=cmap, vmin=bottom, vmax=top), bar, "")
+        _bar(figure, _show(panel, drawn, axes, **_colours(drawn, top)), bar, "")
         if inside is not None:
             _outline(panel, inside, axes)
         panel.set_title(name, loc="left", fontsize="medium", parse_math=False)
         panel.set_ylabel("frequency (Hz)", fontsize="small")
     _finish(panels, axes, title)
+    return figure
+
+
+def vocoder_figure(
+    maps: Mapping[str, Mapping[str, Tensor | MapStore]],
+    axes: Axes,
+    *,
+    masks: Mapping[str, Tensor | MapStore] | None = None,
+    title: str = "",
+) -> "Figure":
+    """Draw the maps ``(f, t)`` of several methods for one recording under several vocoders.
+
+    ``maps`` are ``{method: {vocoder: map}}``, every method with the same vocoders: a row a method,
+    a column a vocoder, all on the same axes. ``masks``, such as the true ones, are outlined, one a
+    vocoder. Colours are those of `compare`, and run to each map's own 99.5 % quantile of absolute
+    values: scores rank the bins of a map, and one bin that outshines the others would hide them.
+    Raises `ShapeError` where a map is missing or does not lie on ``axes``.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(next(iter(maps.values()), {}))
+    if not names or any(list(row) != names for row in maps.values()):
+        there = {method: list(row) for method, row in maps.items()}
+        raise ShapeError(f"expected maps of the same vocoders for every method, got {there}")
+    if masks is not None and masks.keys() != set(names):
+        raise ShapeError(f"expected a mask for each of {names}, got {list(masks)}")
+    figure = Figure(figsize=(1 + 2.6 * len(names), 0.8 + 1.6 * len(maps)), layout="constrained")
+    panels = figure.subplots(len(maps), len(names), sharex=True, sharey=True, squeeze=False)
+    outlines = {name: _pooled(mask, axes) for name, mask in (masks or {}).items()}
+    for row, (method, drawn) in zip(panels, maps.items(), strict=True):
+        for panel, (vocoder, value) in zip(row, drawn.items(), strict=True):
+            heat = _pooled(value, axes)
+            top = max(float(np.quantile(np.abs(heat), 0.995)), 1e-12)
+            _show(panel, heat, axes, **_colours(heat, top))
+            if vocoder in outlines:
+                _outline(panel, outlines[vocoder], axes)
+        row[0].set_ylabel(method, fontsize="small", parse_math=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        panel.set_title(name, fontsize="medium", parse_math=False)
+    panels[0, 0].set_xlim(axes.extent[0], axes.extent[1])
+    figure.supxlabel("time (s)", fontsize="small")
+    figure.supylabel("frequency (Hz)", fontsize="small")
+    if title:
+        figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -125,6 +167,14 @@ def pool_columns(window: Callable[[int, int], Tensor], n_frames: int) -> NDArray
         low = np.minimum.reduceat(block, edges, axis=1)
         pooled.append(np.where(high >= -low, high, low))
     return np.concatenate(pooled, axis=1)
+
+
+def _colours(value: NDArray[np.float32], top: float) -> dict[str, Any]:
+    """Colours up to ``top`` that tell signs apart where there are any, safe for colour-blind
+    eyes."""
+    if value.min() < 0:
+        return {"cmap": "PuOr_r", "vmin": -top, "vmax": top}
+    return {"cmap": "magma", "vmin": 0.0, "vmax": top}
 
 
 def _pooled(value: Tensor | MapStore, axes: Axes) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ from specsegdiff.data.manifest import read_manifest, write_manifest
 from specsegdiff.data.pairs import Pair
 from specsegdiff.data.voice import example_mask
 from specsegdiff.explanation import Explanation
+from specsegdiff.models.aasist import AASIST
 from specsegdiff.models.segdiff import PRESETS, SpecSegDiff
 
 RATE = 16_000
@@ -246,7 +247,7 @@ def test_wrong_usage_ends_with_2(place: Path) -> None:
 
 def test_version_and_help() -> None:
     assert succeed("--version").stdout.startswith("specsegdiff ")
-    for command in ("explain", "evaluate", "make-pairs", "train"):
+    for command in ("explain", "evaluate", "benchmark", "make-pairs", "train"):
         assert command in succeed("--help").stdout
         assert "Usage" in succeed(command, "--help").stdout
     assert "--config" in succeed("train", "segmenter", "--help").stdout
@@ -283,6 +284,53 @@ def test_evaluate_names_what_is_wrong(place: Path, tmp_path: Path) -> None:
     refuse("evaluate", "--pairs", place, "--split", "dev", *model, says="its splits are: test")
     out = place / "call.wav" / "scores.json"
     refuse("evaluate", "--pairs", place, "--split", "test", *model, "--out", out, says="scores")
+
+
+# ---------------------------------------------------------------- benchmark
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("detector")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AASIST.from_preset("tiny").save_pretrained(folder)
+    return folder
+
+
+def benchmark(place: Path, detector: Path, out: Path, *words: object) -> tuple[object, ...]:
+    where = ("--pairs", place, "--split", "test", "--detector", detector, "--out", out)
+    return ("benchmark", *where, "--methods", "random, low-energy", *words)
+
+
+def test_benchmark_measures_methods_and_goes_on(
+    place: Path, detector: Path, tmp_path: Path
+) -> None:
+    words = benchmark(place, detector, tmp_path / "results.json")
+    told = json.loads(succeed(*words, "--every", 2, "--json").stdout)
+    assert told == json.loads((tmp_path / "results.json").read_text())
+    assert [row["id"] for row in told["rows"] if row["method"] == "random"] == ["p0", "p2"]
+    assert [entry["method"] for entry in told["summary"]] == ["true mask", "random", "low-energy"]
+    quiet = [row["ad"] for row in told["rows"] if row["method"] == "low-energy"]
+    assert told["summary"][2]["overall"]["ad"][0] == pytest.approx(sum(quiet) / 2)
+    assert left_in(tmp_path) == ["results.json", "results.rows.jsonl"]
+    # the rows that were there are taken, to the second
+    table = succeed(*words).stdout
+    assert [table.count(name) for name in ("random", "low-energy", "unseen")] == [4, 4, 6]
+    assert max(map(len, table.splitlines()[1:])) <= 80
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row for row in rows if row["id"] != "p1"] == told["rows"]
+
+
+def test_benchmark_names_what_is_wrong(place: Path, detector: Path, tmp_path: Path) -> None:
+    words = benchmark(place, detector, tmp_path / "results.json")
+    refuse(*words, "--methods", "tarot", says="there are addsegdiff, attnlrp")
+    refuse(*words, "--detector", tmp_path, says="holds no detector")
+    refuse(*words, "--ranking", "size", says="ranking")
+    refuse(*words, "--split", "dev", says="its splits are: test")
+    refuse(*words, "--every", "0", says="--every")
+    refuse(*words, "--out", place / "call.wav" / "results.json", says="choose a file")
+    assert left_in(tmp_path) == []
 
 
 # ---------------------------------------------------------------- make-pairs

@@ -9,7 +9,13 @@ import torch
 from specsegdiff.errors import ShapeError
 from specsegdiff.frontend import Axes, StftConfig
 from specsegdiff.grid import find_regions
-from specsegdiff.plots import MAX_COLUMNS, compare, explanation_figure, pool_columns
+from specsegdiff.plots import (
+    MAX_COLUMNS,
+    compare,
+    explanation_figure,
+    pool_columns,
+    vocoder_figure,
+)
 
 SMALL = StftConfig(sample_rate=1000, n_fft=64, hop=16)
 
@@ -103,6 +109,40 @@ def test_compare_draws_each_map_under_its_name():
     assert limits[1][0] == -limits[1][1]
     assert all(panel.images[0].get_extent() == pytest.approx(axes.extent) for panel in panels)
     figure.savefig(io.BytesIO(), format="png")
+
+
+def test_vocoder_figure_has_a_row_a_method_and_a_column_a_vocoder():
+    _, heat, _, mask, axes = case()
+    maps = {
+        "ours": {"v1": heat, "v$_2": heat * 2},
+        "signed": {"v1": heat - 0.5, "v$_2": torch.zeros(axes.shape)},
+    }
+    figure = vocoder_figure(maps, axes, masks={"v1": mask, "v$_2": ~mask}, title="one $_ voice")
+    panels = np.array(figure.axes).reshape(2, 2)
+    assert [panel.get_title() for panel in panels[0]] == ["v1", "v$_2"]
+    assert [panel.get_ylabel() for panel in panels[:, 0]] == ["ours", "signed"]
+    for panel in panels.flat:
+        assert panel.get_xlim() == pytest.approx(axes.extent[:2])
+        assert panel.images[0].get_extent() == pytest.approx(axes.extent)
+        assert len(panel.collections) == 2  # the mask's outline, black on white
+    assert np.array_equal(panels[0, 1].images[0].get_array(), (2 * heat).numpy())
+    low, high = panels[1, 0].images[0].get_clim()
+    assert low == -high
+    # a bin that outshines the others does not darken them
+    assert 0.45 < high < 0.5
+    figure.savefig(io.BytesIO(), format="png")
+    assert len({round(panel.get_position().width, 6) for panel in panels.flat}) == 1
+
+
+def test_vocoder_figure_refuses_gaps():
+    _, heat, _, mask, axes = case()
+    for maps in ({}, {"a": {}}, {"a": {"v": heat}, "b": {"w": heat}}):
+        with pytest.raises(ShapeError, match="same vocoders"):
+            vocoder_figure(maps, axes)
+    with pytest.raises(ShapeError, match="a mask for each"):
+        vocoder_figure({"a": {"v": heat}}, axes, masks={"w": mask})
+    with pytest.raises(ShapeError, match="on these axes"):
+        vocoder_figure({"a": {"v": heat[1:]}}, axes)
 
 
 def test_figures_refuse_other_shapes():

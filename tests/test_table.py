@@ -145,3 +145,39 @@ def test_equal_error_rates_by_split_and_family(table: dict[str, Any], tmp_path: 
     assert "| codec | - | 20.0 |\n| gan | 10.0 | - |\n" in text
     assert "(33 of val and 33 of test)" in text
     assert "4.2 % on val" in text
+
+
+def test_the_protocol_of_four_vocoders_shows_families(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    scores = {"gdice": [57.84, 53.3, 61.9], "average_precision": [57.7]}
+    found = result() | {
+        "rows": [
+            {"method": "random", "group": "control", "overall": scores, "family": {}},
+            {"method": "ours", "group": "ours", "overall": scores, "family": {"dsp": scores}},
+        ]
+    }
+    found["meta"]["pairs"] = 184
+    (tmp_path / "segmentation-four-vocoders.json").write_text(json.dumps(found))
+    page = PAGE.replace("segmentation", "segmentation-four-vocoders")
+    lines = table["fill"](page, tmp_path).splitlines()
+    assert lines[2] == "| method | GDice | AP | GDice, dsp |"
+    assert lines[4] == "| **ours** | 57.8 (53.3 to 61.9) | 57.7 | 57.8 (53.3 to 61.9) |"
+    assert lines[5].endswith("| 57.7 | - |")
+    assert "184 pairs, split test" in lines[7]
+
+
+def test_the_pooling_that_val_chose_stands_out(table: dict[str, Any], tmp_path: Path) -> None:
+    scores = {"recall_at_3": [0.6123, 0.5, 0.7], "average_precision": [0.5]}
+    found = {
+        "meta": result()["meta"] | {"k": 3, "chosen": "mean", "draws": 32, "steps": 2},
+        "test": [
+            {"method": "mean", "all": scores, "unseen": scores},
+            {"method": "random", "all": scores},
+        ],
+    }
+    (tmp_path / "cells.json").write_text(json.dumps(found))
+    lines = table["fill"](PAGE.replace("segmentation", "cells"), tmp_path).splitlines()
+    assert lines[2].startswith("| cells ranked by | R@3, test | R@3, seen | R@3, unseen | AP, test")
+    assert lines[4].startswith("| **mean** | 0.61 (0.50 to 0.70) | - | 0.61 (0.50 to 0.70) | 0.50")
+    assert lines[5].startswith("| random | 0.61")

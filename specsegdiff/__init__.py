@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specsegdiff.api import asset, default_model, explain
+    from specsegdiff.api import asset, default_detector, default_model, explain, narrate
     from specsegdiff.data.audio import load_audio
     from specsegdiff.explanation import Explainer, Explanation
     from specsegdiff.frontend import Axes, Stft, StftConfig
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "explain": "api",
     "default_model": "api",
+    "default_detector": "api",
+    "narrate": "api",
     "asset": "api",
     "load_audio": "data.audio",
     "Explainer": "explanation",
@@ -44,10 +46,12 @@ __all__ = [
     "Stft",
     "StftConfig",
     "asset",
+    "default_detector",
     "default_model",
     "explain",
     "ground_truth",
     "load_audio",
+    "narrate",
     "top_share",
 ]
 

@@ -18,6 +18,8 @@ from specsegdiff.hub import weights_hash
 from specsegdiff.models.detector import Detector, p_spoof
 from specsegdiff.models.segdiff import SegDiff, SpecSegDiff
 from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
+from specsegdiff.narration.rules import RuleNarrator
+from specsegdiff.narration.schema import Narrator, Report
 from specsegdiff.sampling import Draws, fastest_dtype, sample
 from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter
 
@@ -47,6 +49,7 @@ def explain(
     *,
     model: SegDiff | None = None,
     detector: Detector | bool = True,
+    narrator: Narrator | None = None,
     draws: int | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -59,7 +62,8 @@ def explain(
 
     ``source`` is a path, an array or tensor with its ``sample_rate`` in Hz, or a Hugging Face audio
     dict; any length, rate and channel count. ``detector`` judges the whole recording
-    (`Explanation.p_spoof`): True takes the embedded one, False none. ``draws`` and ``steps``
+    (`Explanation.p_spoof`): True takes the embedded one, False none. ``narrator`` puts the result
+    into words where `Explanation.report` is asked, by default by rules. ``draws`` and ``steps``
     default to the model's own; the same ``seed`` gives the same maps. ``precision`` is the
     segmenter's type, by default bfloat16 where this CPU computes with it. ``progress`` is called
     with (network passes done, all); True shows a bar, None shows it for long work in a terminal.
@@ -109,7 +113,16 @@ def explain(
         steps=steps,
         share=share,
         verdict=_verdict(judge, wave, device) if judge else None,
+        narrator=narrator or RuleNarrator(),
     )
+
+
+def narrate(explanation: Explanation, narrator: Narrator | None = None) -> Report:
+    """Put an explanation into words, also one that was loaded; by default by rules.
+
+    Raises `ConfigError` where the recording is too short for the narrator's regions.
+    """
+    return (narrator or RuleNarrator())(explanation)
 
 
 def _judge(detector: Detector | bool, rate: int) -> Detector | None:

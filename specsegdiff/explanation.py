@@ -5,7 +5,9 @@ import hashlib
 import importlib.metadata
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -68,6 +70,16 @@ class Provenance:
             )
 
 
+class Words(Protocol):
+    """What a narrator makes of an explanation; `specsegdiff.narration.schema.Report` is one."""
+
+    def __str__(self) -> str:
+        """Text for people."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a detector says of the whole recording; the maps do not depend on it."""
@@ -117,6 +129,8 @@ class Explanation:
     "The arrays, for reading in windows."
     verdict: Verdict | None = None
     "What a detector says of the whole; None where none was asked."
+    narrator: "Callable[[Explanation], Words] | None" = None
+    "What `report` asks; it is not saved."
 
     def __post_init__(self) -> None:
         for name, store in vars(self.layers).items():
@@ -127,6 +141,19 @@ class Explanation:
                     f"expected {name} {shape} {kind} on these axes, "
                     f"got {store.shape} {store.dtype}; compute all on one recording"
                 )
+
+    @cached_property
+    def report(self) -> Words:
+        """What the narrator says, asked when first looked at.
+
+        Raises `ConfigError` where there is no narrator, as after `load`; `specsegdiff.narrate`
+        takes any explanation.
+        """
+        if self.narrator is None:
+            raise ConfigError(
+                "this explanation has no narrator; call specsegdiff.narrate(explanation)"
+            )
+        return self.narrator(self)
 
     @property
     def p_spoof(self) -> float | None:
@@ -355,6 +382,7 @@ def assemble(
     share: float = 0.05,
     max_regions: int = 20,
     verdict: Verdict | None = None,
+    narrator: Callable[[Explanation], Words] | None = None,
 ) -> Explanation:
     """Make an `Explanation` of a heatmap and its spread ``(f, t)`` for a waveform ``(n,)``.
 
@@ -377,7 +405,7 @@ def assemble(
         steps=steps,
         version=_version(),
     )
-    return Explanation(axes, regions, provenance, layers, verdict)
+    return Explanation(axes, regions, provenance, layers, verdict, narrator)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import STFT, TINY_PAPER, make_model, noise
+from speech import speech
 
 from specsegdiff import api
-from specsegdiff.api import asset, explain
+from specsegdiff.api import asset, explain, narrate
 from specsegdiff.errors import AudioError, ConfigError, SpecSegDiffError
 from specsegdiff.explanation import Explanation
 from specsegdiff.hub import weights_hash
 from specsegdiff.masks import top_share
+from specsegdiff.models.segdiff import PRESETS
 from specsegdiff.sampling import sample
 
 RATE = 1000
@@ -123,6 +125,33 @@ def test_the_embedded_detector_is_the_default(at_16_khz):
     verdict = explain(noise(40_000, seed=1), 16_000, model=at_16_khz).verdict
     assert verdict.detector == api.DEFAULT_DETECTOR
     assert verdict.weights_sha256 == weights_hash(api.default_detector())
+
+
+# ------------------------------------------------------------------ words
+
+
+def test_the_report_is_the_narrators_and_asked_once(model):
+    asked = []
+
+    def narrator(explanation):
+        asked.append(explanation)
+        return "said"
+
+    ex = explain(WAVE, RATE, model=model, narrator=narrator)
+    assert asked == []
+    assert (ex.report, ex.report, len(asked)) == ("said", "said", 1)
+    assert asked[0] is ex
+
+
+def test_rules_narrate_by_default_and_loaded_explanations_too(tmp_path):
+    model = make_model(PRESETS["tiny"], draws=1, steps=1)
+    ex = explain(speech(), 16_000, model=model, detector=False)
+    assert len(ex.report.cells) == 3
+    ex.save(tmp_path / "out")
+    loaded = Explanation.load(tmp_path / "out")
+    assert narrate(loaded) == ex.report
+    with pytest.raises(ConfigError, match=r"narrate\(explanation\)"):
+        _ = loaded.report
 
 
 # ------------------------------------------------------------------ windows

@@ -207,6 +207,19 @@ def train_detector(
     _train("detector", config, out, resume=resume, seed=seed, accelerator=accelerator)
 
 
+@train_app.command("narrator")
+def train_narrator(
+    config: Run,
+    out: RunFolder,
+    resume: Resume = False,
+    seed: RunSeed = None,
+    accelerator: Accelerator = "auto",
+) -> None:
+    """Train one stage of a vision-language narrator; its adapter lands in OUT/adapter. Paths in the
+    YAML start here."""
+    _train("narrator", config, out, resume=resume, seed=seed, accelerator=accelerator)
+
+
 def _train(
     what: str, config: Path, out: Path, *, resume: bool, seed: int | None, accelerator: str
 ) -> None:
@@ -219,7 +232,7 @@ def _train(
     settings = module.read_config(config, **({} if seed is None else {"seed": seed}))
     _make_folder(out)
     module.train(settings, out, resume=resume, accelerator=accelerator)
-    print(f"wrote {out / 'model'}")
+    print(f"wrote {out / ('adapter' if what == 'narrator' else 'model')}")
 
 
 @app.command()

@@ -250,7 +250,8 @@ def test_version_and_help() -> None:
     for command in ("explain", "evaluate", "benchmark", "make-pairs", "train"):
         assert command in succeed("--help").stdout
         assert "Usage" in succeed(command, "--help").stdout
-    assert "--config" in succeed("train", "segmenter", "--help").stdout
+    for what in ("segmenter", "detector", "narrator"):
+        assert "--config" in succeed("train", what, "--help").stdout
 
 
 # ---------------------------------------------------------------- evaluate

@@ -6,7 +6,7 @@ import torch
 from models import noise
 
 from specsegdiff.cells import Box, RegionGrid, whole_plane
-from specsegdiff.errors import ShapeError
+from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.frontend import Axes, StftConfig
 from specsegdiff.narration import fields
 from specsegdiff.narration.fields import (
@@ -197,3 +197,9 @@ def test_the_band_is_the_third_of_the_pictures_height(scale):
     six = RegionGrid(AXES, rows=6, columns=1, scale=scale)
     found = [frequency_of(six.box(id), AXES, scale=scale) for id in six.ids]
     assert found == ["high", "high", "mid", "mid", "low", "low"]
+
+
+def test_a_window_that_holds_no_pitch_is_a_typed_error():
+    axes = Axes(StftConfig(n_fft=512, hop=128), N)
+    with pytest.raises(ConfigError, match="32 ms is too short"):
+        frames_of(torch.zeros(N), axes)

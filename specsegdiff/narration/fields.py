@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specsegdiff.cells import Box, RowScale, hertz_to_mel
-from specsegdiff.errors import ShapeError
+from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.frontend import Axes, Stft
 from specsegdiff.narration.measurements import FLOOR, PITCH_HZ, place_of, window_correlation
 from specsegdiff.narration.phones import Alphabet, PhoneInterval, phone_class
@@ -95,8 +95,17 @@ class Frames:
 
 
 def frames_of(wave: Tensor | MapStore, axes: Axes) -> Frames:
-    """Look through a recording ``(n,)`` once, in blocks; raises `ShapeError` on another length."""
-    store = MapStore.of(wave)
+    """Look through a recording ``(n,)`` once, in blocks.
+
+    Raises `ShapeError` on another length, and `ConfigError` on a window that is too short to hear a
+    pitch.
+    """
+    store, window = MapStore.of(wave), axes.config.n_fft / axes.config.sample_rate
+    if window < 2 / PITCH_HZ[0]:
+        raise ConfigError(
+            f"the window of {1000 * window:.0f} ms is too short for a pitch of {PITCH_HZ[0]:.0f} "
+            f"Hz; use at least {2000 / PITCH_HZ[0]:.0f} ms, or pass phones"
+        )
     if store.shape != (1, axes.n_samples):
         raise ShapeError(
             f"expected a waveform of {axes.n_samples} samples on these axes, got {store.shape}"

@@ -1,0 +1,294 @@
+"""The picture shows what it says, and a model's answers become a report or are said to be none."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from models import noise
+
+from specsegdiff.cells import RegionGrid, SlicRegions
+from specsegdiff.errors import CheckpointError, ConfigError, ShapeError
+from specsegdiff.explanation import Explanation, Layers, Provenance
+from specsegdiff.frontend import Axes, StftConfig
+from specsegdiff.narration import vlm
+from specsegdiff.narration.parsing import Finding, write_findings
+from specsegdiff.narration.picture import BOTTOM, LEFT, PictureConfig, draw_regions
+from specsegdiff.narration.policy import completion_mask
+from specsegdiff.narration.prompts import Prompt
+from specsegdiff.narration.vlm import VLMConfig, VLMNarrator
+from specsegdiff.storage import MapStore
+
+AXES = Axes(StftConfig(), n_samples=16_000)
+GRID = RegionGrid(AXES)
+PLAIN = PictureConfig(width=64, height=64, axes=False, ids=False)
+
+
+def tone(hertz, *, start=0.0, end=1.0):
+    time = torch.arange(AXES.n_samples) / 16_000
+    return torch.sin(2 * torch.pi * hertz * time) * ((time >= start) & (time < end))
+
+
+def explanation(wave=None):
+    wave = noise(AXES.n_samples) if wave is None else wave
+    heat = torch.linspace(0, 1, AXES.shape[1]).expand(AXES.shape).contiguous()
+    layers = Layers(
+        MapStore.of(heat), MapStore.of(heat / 2), MapStore.of(heat > 0.95), MapStore.of(wave[None])
+    )
+    made = Provenance("call.wav", "ab" * 32, "m", "", seed=0, draws=1, steps=1, version="0")
+    return Explanation(AXES, (), made, layers)
+
+
+# ------------------------------------------------------------------ the picture
+
+
+@pytest.mark.parametrize("scale", ["linear", "mel"])
+@pytest.mark.parametrize("hertz", [300, 1900, 5200, 7500])
+def test_a_tone_lies_in_the_region_that_has_its_frequency(scale, hertz):
+    """Picture, regions and map agree; GRIDEX's public code has two frequency axes."""
+    grid = RegionGrid(AXES, scale=scale)
+    picture = draw_regions(tone(hertz, start=0.5, end=0.75), grid, config=PLAIN)
+    loud = np.asarray(picture).astype(int).sum(2)
+    rows, columns = (loud > 0.9 * loud.max()).nonzero()
+    (row,) = set(rows // 16)
+    (column,) = set(columns // 16)
+    box = grid.box(str(row * 4 + column + 1))
+    assert box.f0 <= hertz < box.f1
+    assert (box.t0, box.t1) == (0.5, 0.75)
+
+
+def test_outlines_are_where_regions_end():
+    config = PictureConfig(width=64, height=64, axes=False)
+    bare = np.asarray(draw_regions(tone(200), GRID, config=PLAIN))
+    drawn = np.asarray(draw_regions(tone(200), GRID, config=config))
+    white = (drawn == 255).all(2) & ~(bare == 255).all(2)
+    for edge in (15, 31, 47):
+        assert white[edge].mean() > 0.6
+        assert white[:, edge].mean() > 0.6
+    assert white.mean() < 0.2
+
+
+def test_every_region_has_its_id(monkeypatch):
+    from PIL import ImageDraw
+
+    written = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, xy, said, **more: (written.append((xy, said)), text(self, xy, said, **more)),
+    )
+    config = PictureConfig(width=64, height=64, axes=False)
+    draw_regions(noise(AXES.n_samples), GRID, config=config)
+    assert [said for _, said in written] == list(GRID.ids)
+    # 6 is in the second row and column
+    (x, y), _ = written[5]
+    assert 16 <= x < 32
+    assert 16 <= y < 32
+    # an L is named inside, not at its middle
+    labels = torch.zeros(AXES.shape, dtype=torch.int64)
+    labels[100:, 10:] = 1
+    written.clear()
+    draw_regions(noise(AXES.n_samples), SlicRegions(AXES, labels), config=config)
+    assert [said for _, said in written] == ["1", "2"]
+
+
+def test_axes_say_the_true_seconds_and_hertz(monkeypatch):
+    from PIL import ImageDraw
+
+    said = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, xy, words, **more: (said.append(words), text(self, xy, words, **more)),
+    )
+    config = PictureConfig(width=64, height=64, ids=False)
+    picture = draw_regions(noise(AXES.n_samples), GRID, config=config)
+    assert picture.size == (LEFT + 64, 64 + BOTTOM)
+    assert {"0.00 s", "0.25 s", "1.00 s", "0.00 kHz", "2.00 kHz", "8.00 kHz"} <= set(said)
+    said.clear()
+    draw_regions(noise(AXES.n_samples), RegionGrid(AXES, scale="mel"), config=config)
+    assert "8.00 kHz" in said
+    assert "2.00 kHz" not in said
+
+
+def test_the_heatmap_stands_beside_the_spectrogram():
+    made = explanation()
+    config = PictureConfig(width=64, height=64, axes=False, ids=False, heat=True)
+    picture = draw_regions(made.layers.wave, GRID, heatmap=made.layers.heatmap, config=config)
+    assert picture.size == (128, 64)
+    heat = np.asarray(picture)[:, 64:].astype(int).sum(2)
+    assert (np.diff(heat[0]) >= 0).all()
+    with pytest.raises(ShapeError, match="heatmap"):
+        draw_regions(made.layers.wave, GRID, config=config)
+
+
+def test_a_long_recording_is_drawn_too():
+    """More frames than columns are pooled, and a click survives."""
+    axes = Axes(StftConfig(), n_samples=1_200_000)
+    wave = torch.zeros(axes.n_samples)
+    wave[910_000] = 1
+    loud = np.asarray(draw_regions(wave, RegionGrid(axes), config=PLAIN)).astype(int).sum(2)
+    assert (loud[32] > loud.max() / 2).nonzero()[0].tolist() == [48]
+
+
+def test_pictures_that_cannot_be_drawn_are_refused():
+    with pytest.raises(ShapeError, match="16000 samples"):
+        draw_regions(noise(8_000), GRID)
+    with pytest.raises(ConfigError, match="8 x 8"):
+        PictureConfig(width=4)
+
+
+# ------------------------------------------------------------------ answers to reports
+
+
+class Scripted(VLMNarrator):
+    """A narrator whose model has given these answers."""
+
+    def __init__(self, cells, text, **options):
+        config = options.pop("config", VLMConfig(picture=PLAIN, attempts=3))
+        super().__init__(SimpleNamespace(), None, config=config, **options)
+        self.scripts = {"cells": list(cells), "text": list(text)}
+        self.asked = []
+
+    def _answers(self, prompt, picture, adapter, max_tokens):
+        assert isinstance(prompt, Prompt)
+        for text in self.scripts[adapter][: self.config.attempts]:
+            self.asked.append(adapter)
+            yield text
+
+
+def words(*ids, evidence="A smeared vowel."):
+    return write_findings([Finding(id, "speech", "low", "vowel", evidence) for id in ids])
+
+
+def test_answers_become_cells_with_their_boxes_and_sentences():
+    narrator = Scripted(["[15, 2, 11]"], [words("15", "2", "11")])
+    report = narrator(explanation())
+    assert [cell.id for cell in report.cells] == ["15", "2", "11"]
+    assert report.cell("2").box == GRID.box("2")
+    assert [said.region for said in report.sentences] == ["15", "2", "11"]
+    assert report.unparsed == ""
+    assert not any(said.unsupported() for said in report.sentences)
+    assert report.provenance["recording"] == "call.wav"
+    assert narrator.asked == ["cells", "text"]
+    assert type(report).from_json(report.to_json()) == report
+
+
+def test_a_bad_answer_is_asked_for_again_and_the_best_one_stays():
+    narrator = Scripted(["no", "[15, 99]", "[2, 3]"], ["?", words("2"), words("2", "9")])
+    report = narrator(explanation())
+    assert narrator.asked == ["cells"] * 3 + ["text"] * 3
+    assert [cell.id for cell in report.cells] == ["2"]
+    assert report.numbers == {"regions_described": 1, "regions_chosen": 2}
+    assert report.provenance["regions"] == "2, 3"
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "a" * 10_000, "<|image_pad|>" * 9, "[15, 14", "3 regions", "[0, 99, 100]"]
+)
+def test_a_model_that_never_chooses_gives_a_report_that_says_so(bad):
+    narrator = Scripted([bad] * 5, [words("15")])
+    report = narrator(explanation())
+    assert (report.cells, report.sentences) == ((), ())
+    assert report.unparsed == bad
+    assert narrator.asked == ["cells"] * 3
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        'garbage, in quotes " and (brackets',
+        '(15, T=speech, F=low, P=vowel, En="half',
+        words("9"),
+        words("15", evidence="As in region 3."),
+        words("15", evidence="It peaks at 440 Hz."),
+        '(15, T=music, F=low, P=vowel, En="a")',
+        '(15, T=speech, F=low, P=vowel, En="<|image_pad|>")',
+    ],
+)
+def test_words_that_cannot_be_checked_are_no_sentences(bad):
+    report = Scripted(["[15, 2, 11]"], [bad] * 3)(explanation())
+    assert (report.cells, report.sentences) == ((), ())
+    assert report.unparsed
+    assert (
+        report.unparsed.removeprefix("Region 15: ") in bad
+        or report.unparsed in bad
+        or (report.unparsed.startswith("Region 15: "))
+    )
+
+
+def test_a_function_may_choose_instead_of_the_model():
+    narrator = Scripted([], [words("4", "1")], choose=lambda explained, regions: ["4", "1"])
+    report = narrator(explanation())
+    assert [cell.id for cell in report.cells] == ["4", "1"]
+    assert narrator.asked == ["text"]
+
+
+def test_settings_outside_their_domain_are_refused():
+    for changes in ({"k": 0}, {"attempts": 0}, {"temperature": 0.0}, {"text_tokens": 0}):
+        with pytest.raises(ConfigError):
+            VLMConfig(**changes)
+
+
+# ------------------------------------------------------------------ real classes, tiny
+
+transformers = pytest.importorskip("transformers", reason="models need the extra 'vlm'")
+pytest.importorskip("torchvision", reason="transformers reads pictures of Qwen with it")
+
+from vlms import FAMILIES, make_vlm  # noqa: E402
+
+SMALL = VLMConfig(picture=PictureConfig(64, 64), attempts=2, cell_tokens=8, text_tokens=8)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return make_vlm(request.param)
+
+
+def test_any_family_reports_on_a_recording(family):
+    """Random weights say nothing that can be read: the report is empty and whole, and repeats."""
+    model, processor = family
+    state = torch.random.get_rng_state()
+    reports = [VLMNarrator(model, processor, config=SMALL)(explanation()) for _ in range(2)]
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert reports[0] == reports[1]
+    assert reports[0].cells == ()
+    assert 0 < len(reports[0].unparsed) <= 200
+
+
+def test_no_answer_holds_a_marker(family):
+    model, processor = family
+    prompts, pictures = (
+        [Prompt("a", "b")] * 2,
+        [draw_regions(noise(16_000), GRID, config=PLAIN)] * 2,
+    )
+    inputs = vlm.encode(processor, prompts, pictures)
+    ids = vlm.generate(model, processor, inputs, max_tokens=20, temperature=3.0, seed=1)
+    forbidden = vlm.forbidden_tokens(model, processor)
+    ends = vlm.end_tokens(model, processor)
+    mask = completion_mask(ids, ends)
+    assert not torch.isin(ids[mask], torch.tensor(forbidden)).any()
+    assert set(forbidden).isdisjoint(ends)
+    markers = processor.tokenizer.convert_ids_to_tokens(forbidden)
+    assert {"<image>", "<|image_pad|>", "<IMG_CONTEXT>"} <= set(markers)
+    assert all("<" not in text for text in vlm.decode(processor, ids))
+
+
+def test_draws_depend_on_their_seed_only(family):
+    model, processor = family
+    inputs = vlm.encode(
+        processor, [Prompt("a", "b")], [draw_regions(noise(16_000), GRID, config=PLAIN)]
+    )
+    draw = [
+        vlm.generate(model, processor, inputs, max_tokens=12, temperature=2.0, seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(draw[0], draw[1])
+    assert draw[0].shape != draw[2].shape or not torch.equal(draw[0], draw[2])
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no model"):
+        vlm.load_vlm(tmp_path)

@@ -345,7 +345,8 @@ def test_two_processes_give_the_adapter_of_one(corpus, tmp_path, stage, monkeypa
 def test_only_the_stages_adapter_is_trained_and_switching_leaves_no_trace(corpus, tmp_path):
     first = run(corpus, tmp_path, "sft-1", steps=1)
     model, _ = make_vlm(SMALL)
-    found = adapted(model, config_of(corpus, "grpo-1", adapter=str(first)))
+    config = config_of(corpus, "grpo-1", adapter=str(first), reference="start")
+    found = adapted(model, config)
     trained = {name for name, value in found.named_parameters() if value.requires_grad}
     assert trained
     assert all(".cells." in name for name in trained)
@@ -356,6 +357,9 @@ def test_only_the_stages_adapter_is_trained_and_switching_leaves_no_trace(corpus
         after = {name for name, value in found.named_parameters() if value.requires_grad}
         assert after == trained
         assert found.active_adapter == CELLS_ADAPTER
+    # without an adapter to measure from, the model itself is the reference
+    base = adapted(make_vlm(SMALL)[0], replace(config, reference="base"))
+    assert set(base.peft_config) == {CELLS_ADAPTER}
 
 
 def test_seeds_of_draws_depend_on_all_three():

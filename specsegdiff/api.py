@@ -15,7 +15,7 @@ from specsegdiff.data.samples import SAMPLE_RATE
 from specsegdiff.errors import AudioError, ConfigError
 from specsegdiff.explanation import Explanation, Verdict, assemble
 from specsegdiff.hub import weights_hash
-from specsegdiff.models.detector import Detector, p_spoof
+from specsegdiff.models.detector import Detector, p_spoof, spoof_column
 from specsegdiff.models.segdiff import SegDiff, SpecSegDiff
 from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 from specsegdiff.narration.rules import RuleNarrator
@@ -126,15 +126,15 @@ def narrate(explanation: Explanation, narrator: Narrator | None = None) -> Repor
 
 
 def _judge(detector: Detector | bool, rate: int) -> Detector | None:
-    if detector is False:
+    if detector is False or (detector is True and rate != SAMPLE_RATE):
         return None
-    if rate == SAMPLE_RATE:
-        return default_detector() if detector is True else detector
-    if detector is True:
-        return None
-    raise ConfigError(
-        f"detectors listen at {SAMPLE_RATE} Hz and this model at {rate} Hz; pass detector=False"
-    )
+    if rate != SAMPLE_RATE:
+        raise ConfigError(
+            f"detectors listen at {SAMPLE_RATE} Hz and this model at {rate} Hz; pass detector=False"
+        )
+    judge = default_detector() if detector is True else detector
+    spoof_column(judge)  # before the long work, not after it
+    return judge
 
 
 def _verdict(detector: Detector, wave: MapStore, device: str) -> Verdict:

@@ -174,50 +174,35 @@ def explain(
         print(f"wrote {out / 'explanation.png'}, {out / 'artifacts.flac'} and the maps beside them")
 
 
-Run = Annotated[Path, typer.Option(help="YAML of the run, see configs/.")]
-RunFolder = Annotated[Path, typer.Option(help="Folder for checkpoints, logs and the model.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
-RunSeed = Annotated[int | None, typer.Option(help="Overrides the seed of the YAML.")]
-Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu.")]
+def _add_training(what: str, text: str) -> None:
+    """A command that trains what a module of `specsegdiff.train` trains; they differ in nothing
+    else."""
+
+    @train_app.command(what, help=f"{text} Paths in the YAML start here.")
+    def command(
+        config: Annotated[Path, typer.Option(help=f"YAML of the run, see configs/{what}.")],
+        out: Annotated[Path, typer.Option(help="Folder for checkpoints, logs and the model.")],
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+        ] = False,
+        seed: Annotated[int | None, typer.Option(help="Overrides the seed of the YAML.")] = None,
+        accelerator: Annotated[
+            str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu.")
+        ] = "auto",
+    ) -> None:
+        _train(what, config, out, resume=resume, seed=seed, accelerator=accelerator)
 
 
-@train_app.command("segmenter")
-def train_segmenter(
-    config: Run,
-    out: RunFolder,
-    resume: Resume = False,
-    seed: RunSeed = None,
-    accelerator: Accelerator = "auto",
-) -> None:
-    """Train a SpecSegDiff or ADDSegDiff; the averaged model lands in OUT/model. Paths in the YAML
-    start here."""
-    _train("segmenter", config, out, resume=resume, seed=seed, accelerator=accelerator)
-
-
-@train_app.command("detector")
-def train_detector(
-    config: Run,
-    out: RunFolder,
-    resume: Resume = False,
-    seed: RunSeed = None,
-    accelerator: Accelerator = "auto",
-) -> None:
-    """Train a Wav2Vec2-AASIST; the averaged, calibrated model lands in OUT/model. Paths in the YAML
-    start here."""
-    _train("detector", config, out, resume=resume, seed=seed, accelerator=accelerator)
-
-
-@train_app.command("narrator")
-def train_narrator(
-    config: Run,
-    out: RunFolder,
-    resume: Resume = False,
-    seed: RunSeed = None,
-    accelerator: Accelerator = "auto",
-) -> None:
-    """Train one stage of a vision-language narrator; its adapter lands in OUT/adapter. Paths in the
-    YAML start here."""
-    _train("narrator", config, out, resume=resume, seed=seed, accelerator=accelerator)
+_add_training(
+    "segmenter", "Train a SpecSegDiff or ADDSegDiff; the averaged model lands in OUT/model."
+)
+_add_training(
+    "detector", "Train a Wav2Vec2-AASIST; the averaged, calibrated model lands in OUT/model."
+)
+_add_training(
+    "narrator",
+    "Train one stage of a vision-language narrator; its adapter lands in OUT/adapter.",
+)
 
 
 def _train(

@@ -121,6 +121,13 @@ def test_detectors_listen_at_16_khz_only(model):
         explain(WAVE, RATE, model=model, detector=Ear())
 
 
+def test_a_detector_without_named_columns_is_refused_before_any_work(at_16_khz, monkeypatch):
+    monkeypatch.setattr(api, "_explain_window", None)
+    for nameless in (torch.nn.Linear(2, 2), "embedded", None):
+        with pytest.raises(ConfigError, match="does not name its columns"):
+            explain(noise(3000, seed=3), 16_000, model=at_16_khz, detector=nameless)
+
+
 def test_the_embedded_detector_is_the_default(at_16_khz):
     verdict = explain(noise(40_000, seed=1), 16_000, model=at_16_khz).verdict
     assert verdict.detector == api.DEFAULT_DETECTOR

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from specsegdiff import api
 from specsegdiff.benchmark import available, load_detector, load_methods, methods, shipped
 from specsegdiff.errors import CheckpointError, ConfigError, DependencyError
 from specsegdiff.models.aasist import AASIST
@@ -121,13 +122,13 @@ def test_only_a_checkout_of_this_package_counts(
 def test_the_embedded_model_is_a_method() -> None:
     model = shipped.specsegdiff()
     assert isinstance(model, SpecSegDiff)
-    assert model.name == shipped.SPECSEGDIFF
+    assert model.name == api.DEFAULT_MODEL
     assert not model.training
 
 
 def test_what_is_not_shipped_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipped, "ADDSEGDIFF", "no-segmenter")
-    monkeypatch.setattr(shipped, "DETECTOR", "no-detector")
+    monkeypatch.setattr(shipped, "DEFAULT_DETECTOR", "no-detector")
     with pytest.raises(CheckpointError, match="ships no no-segmenter"):
         shipped.addsegdiff()
     with pytest.raises(CheckpointError, match="ships no no-detector"):

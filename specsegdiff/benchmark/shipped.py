@@ -4,6 +4,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+from specsegdiff.api import DEFAULT_DETECTOR, DEFAULT_MODEL
 from specsegdiff.errors import CheckpointError
 from specsegdiff.explanation import Explainer
 from specsegdiff.hub import CONFIG_NAME
@@ -16,8 +17,8 @@ from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 EMBEDDED = "embedded"
 "Says `load_detector` to take the detector in the package."
 
-SPECSEGDIFF, ADDSEGDIFF, DETECTOR = "specsegdiff-small", "addsegdiff-small", "wav2vec2-aasist-small"
-"Folders of the weights in ``specsegdiff/assets``."
+ADDSEGDIFF = "addsegdiff-small"
+"Folder of its weights in ``specsegdiff/assets``."
 
 DETECTORS = (AASIST, Wav2Vec2AASIST)
 "Classes that a folder of weights may name."
@@ -26,7 +27,7 @@ DETECTORS = (AASIST, Wav2Vec2AASIST)
 def specsegdiff(detector: object = None) -> Explainer:
     """Entry point: the embedded SpecSegDiff with its own draws, steps and seed 0; the detector is
     ignored."""
-    return SpecSegDiff.from_pretrained(_weights(SPECSEGDIFF))
+    return SpecSegDiff.from_pretrained(_weights(DEFAULT_MODEL))
 
 
 def addsegdiff(detector: object = None) -> Explainer:
@@ -37,7 +38,7 @@ def addsegdiff(detector: object = None) -> Explainer:
     """
     # first, so that the error names what was asked for
     folder = _weights(ADDSEGDIFF)
-    backbone = Wav2Vec2AASIST.from_pretrained(_weights(DETECTOR))
+    backbone = Wav2Vec2AASIST.from_pretrained(_weights(DEFAULT_DETECTOR))
     return ADDSegDiff.from_pretrained(folder, detector=backbone)
 
 
@@ -47,7 +48,7 @@ def load_detector(source: str) -> Detector:
 
     Raises `CheckpointError` where there is none, or it is of an unknown class.
     """
-    folder = _weights(DETECTOR) if source == EMBEDDED else Path(source)
+    folder = _weights(DEFAULT_DETECTOR) if source == EMBEDDED else Path(source)
     if folder.with_name(folder.name + ".safetensors").is_file():
         return AASIST.from_published(folder)
     try:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,9 @@ from specsegdiff.data.rawboost import RawBoost, RawBoostConfig
 from specsegdiff.errors import ConfigError, ShapeError, SpecSegDiffError
 from specsegdiff.metrics.detection import eer
 from specsegdiff.models.detector import fit_temperature, spoof_column
+from specsegdiff.models.spectral import FLOOR, LOG_MEAN, LOG_SCALE
 from specsegdiff.models.wav2vec2_aasist import PRESETS, Wav2Vec2AASIST
+from specsegdiff.train.features import Lottery
 from specsegdiff.train.recipe import RunConfig, fit, optimise, read_yaml
 
 
@@ -108,23 +109,17 @@ def read_twins(pairs: Sequence[Pair], *, local: bool = False) -> list[Twins]:
 
 class TwinCrops(Dataset[Tensor]):
     """Random stretches of pairs: index ``i`` always gives the same one, so a resumed run needs no
-    state.
-
-    Pairs are drawn with a weight that grows with their length and falls with the square root of
-    their vocoder's total length, so that the commonest vocoders do not drown the rare ones.
+    state. Pairs are drawn by a `Lottery`.
     """
 
     def __init__(self, twins: Sequence[Twins], config: DetectorConfig, *, length: int) -> None:
         self.twins, self.config, self.length = twins, config, length
-        total: dict[str, float] = defaultdict(float)
-        for item in twins:
-            total[item.vocoder] += item.samples.shape[1]
-        weight = np.array([t.samples.shape[1] / total[t.vocoder] ** 0.5 for t in twins])
-        local = np.array([t.local for t in twins])
-        if local.any() and not local.all():
-            weight[local] *= config.local_share / weight[local].sum()
-            weight[~local] *= (1 - config.local_share) / weight[~local].sum()
-        self.cumulative = np.cumsum(weight / weight.sum())
+        self.lottery = Lottery(
+            [item.samples.shape[1] for item in twins],
+            [item.vocoder for item in twins],
+            [item.local for item in twins],
+            local_share=config.local_share,
+        )
 
     def __len__(self) -> int:
         """Number of items of the whole run."""
@@ -133,8 +128,7 @@ class TwinCrops(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Float[Tensor, "2 n"]:
         """Real and fake of item ``index``; short ones are repeated, as the detector does."""
         rng = np.random.default_rng((self.config.seed, index))
-        place = int(np.searchsorted(self.cumulative, rng.random()))
-        samples = self.twins[min(place, len(self.twins) - 1)].samples
+        samples = self.twins[self.lottery.draw(rng)].samples
         start = int(rng.integers(max(1, samples.shape[1] - self.length + 1)))
         both = samples[:, start : start + self.length].float() / 32767
         both = both.repeat(1, -(-self.length // both.shape[1]))[:, : self.length]
@@ -212,9 +206,12 @@ class DetectorModule(L.LightningModule):
 
     def validation_step(self, place: Tensor, index: int) -> None:
         """Logits of one recording, kept until the end."""
-        path, gain, n_samples, _ = self.recordings[int(place)]
+        self.scores.append(self._logits(int(place)))
+
+    def _logits(self, place: int) -> Float[Tensor, "1 2"]:
+        path, gain, n_samples, _ = self.recordings[place]
         wave = load_audio(path) * gain
-        self.scores.append(self.model(wave[None, :n_samples].to(self.device)).float().cpu())
+        return self.model(wave[None, :n_samples].to(self.device)).float().cpu()
 
     def on_validation_epoch_end(self) -> None:
         """Equal error rate in percent."""
@@ -232,12 +229,7 @@ class DetectorModule(L.LightningModule):
     def calibrate(self) -> None:
         """Fit the temperature of `p_spoof` on val and keep it in the model's configuration."""
         self.model.eval()
-        logits = torch.cat(
-            [
-                self.model((load_audio(path) * gain)[None, :n]).float()
-                for path, gain, n, _ in self.recordings
-            ]
-        )
+        logits = torch.cat([self._logits(place) for place in range(len(self.recordings))])
         fitted = fit_temperature(logits, self.is_spoof, labels=self.model.labels)
         self.model.config = replace(self.model.config, temperature=fitted)
 
@@ -279,7 +271,7 @@ def middle_spectrum(
     window = torch.hann_window(taps, device=wave.device)
     power = torch.fft.rfft(frames * window / window.norm()).abs().square()[..., 1:]
     mean = F.adaptive_avg_pool1d(power.flatten(0, 1), bands).unflatten(0, power.shape[:2])
-    return ((mean + 1e-6).log() + 7) / 4
+    return ((mean + FLOOR).log() - LOG_MEAN) / LOG_SCALE
 
 
 def _readout(layer: nn.Module, state: Float[Tensor, "b t d"]) -> Float[Tensor, "b"]:

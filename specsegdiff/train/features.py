@@ -133,12 +133,42 @@ def _changer(augment: AugmentConfig, rng: np.random.Generator) -> Callable[[Tens
     return change
 
 
+class Lottery:
+    """Draws items with a weight that grows with their length and falls with the square root of
+    their vocoder's total length, so that the commonest vocoders do not drown the rare ones.
+
+    Local items get ``local_share`` of the draws where there are both kinds.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        vocoders: Sequence[str],
+        local: Sequence[bool],
+        *,
+        local_share: float,
+    ) -> None:
+        total: dict[str, float] = defaultdict(float)
+        for vocoder, length in zip(vocoders, lengths, strict=True):
+            total[vocoder] += length
+        weight = np.array(
+            [length / total[v] ** 0.5 for v, length in zip(vocoders, lengths, strict=True)]
+        )
+        ours = np.array(local)
+        if ours.any() and not ours.all():
+            weight[ours] *= local_share / weight[ours].sum()
+            weight[~ours] *= (1 - local_share) / weight[~ours].sum()
+        self.cumulative = np.cumsum(weight / weight.sum())
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """Number of the next item."""
+        place = int(np.searchsorted(self.cumulative, rng.random()))
+        return min(place, len(self.cumulative) - 1)
+
+
 class Crops(Dataset[tuple[Tensor, ...]]):
     """Random crops of items: index ``i`` always gives the same crop, so a resumed run needs no
-    state.
-
-    Items are drawn with a weight that grows with their length and falls with the square root of
-    their vocoder's total length, so that the commonest vocoders do not drown the rare ones.
+    state. Items are drawn by a `Lottery`.
     """
 
     def __init__(
@@ -155,15 +185,12 @@ class Crops(Dataset[tuple[Tensor, ...]]):
             raise ConfigError("there is no training item; check the manifest and its split column")
         self.items, self.config, self.augment = items, config, augment
         self.frames, self.count, self.seed = frames, count, seed
-        length: dict[str, float] = defaultdict(float)
-        for item in items:
-            length[item.vocoder] += item.condition.shape[1]
-        weight = np.array([i.condition.shape[1] / length[i.vocoder] ** 0.5 for i in items])
-        local = np.array([i.local for i in items])
-        if local.any() and not local.all():
-            weight[local] *= augment.local_share / weight[local].sum()
-            weight[~local] *= (1 - augment.local_share) / weight[~local].sum()
-        self.cumulative = np.cumsum(weight / weight.sum())
+        self.lottery = Lottery(
+            [item.condition.shape[1] for item in items],
+            [item.vocoder for item in items],
+            [item.local for item in items],
+            local_share=augment.local_share,
+        )
 
     def __len__(self) -> int:
         """Number of crops of the whole run."""
@@ -176,9 +203,7 @@ class Crops(Dataset[tuple[Tensor, ...]]):
         A short item repeats its last frame, which counts in no loss.
         """
         rng = np.random.default_rng((self.seed, index))
-        item = self.items[
-            min(int(np.searchsorted(self.cumulative, rng.random())), len(self.items) - 1)
-        ]
+        item = self.items[self.lottery.draw(rng)]
         start = int(rng.integers(max(1, item.condition.shape[1] - self.frames + 1)))
 
         def cut(values: Tensor) -> Tensor:

@@ -2,14 +2,17 @@
 
 import contextlib
 import itertools
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 
+from specsegdiff.archive import file_sha256
 from specsegdiff.data.audio import AudioSource, AudioStream, open_audio
 from specsegdiff.data.samples import SAMPLE_RATE
 from specsegdiff.errors import AudioError, ConfigError
@@ -82,6 +85,7 @@ def explain(
         name = stream.name
     draws = config.draws if draws is None else draws
     steps = config.steps if steps is None else steps
+    precision = precision or fastest_dtype(device)
     frames = config.stft.n_frames(wave.shape[1])
     heat, spread = (MapWriter(config.stft.n_freqs, frames) for _ in range(2))
     passes = -(-frames // WINDOW_FRAMES) * draws * steps
@@ -95,7 +99,7 @@ def explain(
                 draws=draws,
                 steps=steps,
                 seed=seed,
-                precision=precision or fastest_dtype(device),
+                precision=precision,
                 progress=advance,
             )
             heat.append(window.mean[0])
@@ -112,6 +116,9 @@ def explain(
         draws=draws,
         steps=steps,
         share=share,
+        precision=str(precision).removeprefix("torch."),
+        file_sha256=file_sha256(Path(source)) if isinstance(source, str | Path) else "",
+        runtime=_runtime(device),
         verdict=_verdict(judge, wave, device) if judge else None,
         narrator=narrator or RuleNarrator(),
     )
@@ -212,6 +219,12 @@ def _explain_window(
     )
     inside = slice(frames[0] - begin, frames[1] - begin)
     return Draws(drawn.mean[..., inside], drawn.spread[..., inside])
+
+
+def _runtime(device: str) -> str:
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
+    place = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    return f"Python {platform.python_version()}, {versions}, {place}, {platform.platform()}"
 
 
 @cache

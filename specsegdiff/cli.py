@@ -11,7 +11,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,7 +116,7 @@ def explain(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for maps, explanation.json, explanation.png, artifacts.flac."),
+        typer.Option(help="Folder for maps, picture, sound, and a report in HTML, PDF and JSON."),
     ] = None,
     draws: Draws = None,
     steps: Steps = None,
@@ -126,7 +126,7 @@ def explain(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Show where one recording was synthesised: print its regions; write maps, picture and sound.
+    """Show where one recording was synthesised: print its regions; write maps, picture and report.
 
     A folder that already holds an explanation is replaced, any other non-empty folder is refused.
     """
@@ -171,7 +171,7 @@ def explain(
     if found is not None:
         print(f"true mask: {100 * found:.0f} % of the marked bins lie in it, by chance 5 %")
     if out is not None:
-        print(f"wrote {out / 'explanation.png'}, {out / 'artifacts.flac'} and the maps beside them")
+        print(f"wrote {out / 'explanation.png'}, {out / 'report.html'} and the maps beside them")
 
 
 def _add_training(what: str, text: str) -> None:
@@ -465,7 +465,8 @@ def _check_device(name: str) -> None:
 
 
 def _save(explanation: "Explanation", out: Path) -> None:
-    """Write an explanation with picture and sound; the folder appears whole or not at all."""
+    """Write an explanation with picture, sound and reports; the folder appears whole or not at
+    all."""
     from specsegdiff.archive import replacing
     from specsegdiff.data.audio import write_audio
     from specsegdiff.explanation import CARD_NAME
@@ -479,6 +480,12 @@ def _save(explanation: "Explanation", out: Path) -> None:
             playable(explanation.audio("artifacts")),
             sample_rate=explanation.axes.config.sample_rate,
         )
+        (folder / "report.html").write_text(explanation.to_html(), encoding="utf-8")
+        (folder / "report.pdf").write_bytes(explanation.to_pdf())
+        # too short a recording has no cells to report on; the page says so
+        with suppress(ConfigError):
+            said = json.dumps(explanation.report.to_dict(), indent=2, ensure_ascii=False)
+            (folder / "report.json").write_text(said + "\n", encoding="utf-8")
 
 
 def _make_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from specsegdiff.archive import file_sha256, replacing
+from specsegdiff.casefile import CaseFile
 from specsegdiff.errors import CheckpointError, ConfigError, DependencyError, ShapeError
 from specsegdiff.frontend import Axes, Stft, StftConfig
 from specsegdiff.grid import Region, find_regions, top_share_mask
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 Part: TypeAlias = Literal["artifacts", "residual", "original"]
 
-FORMAT = "specsegdiff explanation 2"
+FORMAT = "specsegdiff explanation 3"
 CARD_NAME = "explanation.json"
 PLAYER_SECONDS = 30.0
 
@@ -61,6 +63,14 @@ class Provenance:
     "Denoising steps a draw."
     version: str
     "Version of this package."
+    share: float = 0.05
+    "Share of the bins that the mask marks."
+    precision: str = "float32"
+    "Type that the networks computed with."
+    file_sha256: str = ""
+    "SHA-256 of the file as it came; empty where it was no file."
+    runtime: str = ""
+    "What it ran on; another processor or version moves the last digits of the maps."
 
     def __post_init__(self) -> None:
         if min(self.draws, self.steps) < 1:
@@ -78,6 +88,9 @@ class Words(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; nothing in it is unescaped."""
 
 
 @dataclass(frozen=True)
@@ -313,13 +326,92 @@ class Explanation:
         )
 
     def __str__(self) -> str:
+        return "\n".join([self._heading(), *map(str, self.regions), self._foot()])
+
+    def _repr_html_(self) -> str:
+        return render(
+            self._heading(),
+            self.plot(title=""),
+            self._players(),
+            self.regions,
+            sample_rate=self.axes.config.sample_rate,
+            alt=self._in_words(),
+            words=f"<p>{escape(self._foot())}</p>" + (self._said()[1] if self.narrator else ""),
+        )
+
+    def to_html(self) -> str:
+        """Document for a case file: maps, sounds, regions, words, and how all of it was made.
+
+        One page without a link to anything outside.
+        """
+        return self._case_file().html()
+
+    def to_pdf(self) -> bytes:
+        """`to_html` as a PDF, without the sounds; the same explanation gives the same bytes."""
+        return self._case_file().pdf()
+
+    def _case_file(self) -> CaseFile:
+        made, stft = self.provenance, self.axes.config
+        text, html = self._said()
+        facts = {
+            "recording": made.source,
+            "SHA-256 of the file": made.file_sha256 or "no file",
+            "SHA-256 of its samples": f"{made.samples_sha256} (mono, {stft.sample_rate} Hz, float)",
+            "length": f"{self.axes.n_samples} samples, {self.axes.duration:.3f} s",
+            "segmenter": made.model,
+            "SHA-256 of its weights": made.weights_sha256 or "none",
+            "draws, steps, seed": f"{made.draws}, {made.steps}, {made.seed}",
+            "share of the bins marked": f"{made.share:g}",
+            "window, hop": f"{stft.n_fft}, {stft.hop} samples",
+            "precision": made.precision,
+            "detector": self.verdict.detector if self.verdict else "none",
+            "SHA-256 of the detector's weights": self.verdict.weights_sha256
+            if self.verdict
+            else "none",
+            "specsegdiff": made.version,
+            "ran on": made.runtime or "not known",
+            "same maps again": f"specsegdiff explain RECORDING --draws {made.draws} "
+            f"--steps {made.steps} --seed {made.seed} --share {made.share:g}",
+        }
+        return CaseFile(
+            title=f"Where {made.source} resembles synthetic speech",
+            heading=f"{self._heading()}. {self._foot()}.",
+            facts=tuple(facts.items()),
+            picture=self.plot(title=""),
+            alt=self._in_words(),
+            players=self._players(),
+            regions=self.regions,
+            words=text,
+            words_html=html,
+            sample_rate=stft.sample_rate,
+        )
+
+    def _said(self) -> tuple[str, str]:
+        """What the narrator says, as text and as HTML; why it says nothing, where it cannot."""
+        try:
+            return str(self.report), self.report._repr_html_()
+        except ConfigError as error:
+            return str(error), f"<p>{escape(str(error))}</p>"
+
+    def _in_words(self) -> str:
+        """What the picture shows, for those who cannot see it."""
+        top = self.axes.extent[3]
+        shown = f"Spectrogram of {self.axes.duration:.2f} s up to {top:.0f} Hz with a heatmap"
+        strongest = "; ".join(
+            f"{r.id} {r.t0:.2f} to {r.t1:.2f} s, {r.f0:.0f} to {r.f1:.0f} Hz"
+            for r in self.regions[:3]
+        )
+        return f"{shown}; strongest regions: {strongest}" if strongest else shown
+
+    def _foot(self) -> str:
         held = sum(region.share for region in self.regions)
         foot = f"{len(self.regions)} regions hold {100 * held:.0f} % of the mask"
         if self.verdict:
             foot += f"; p(spoof) {self.verdict.p_spoof:.2f} by {self.verdict.detector}"
-        return "\n".join([self._heading(), *map(str, self.regions), foot])
+        return foot
 
-    def _repr_html_(self) -> str:
+    def _players(self) -> list[tuple[str, Tensor]]:
+        """Recording, artifacts and residual around the strongest region."""
         t0, t1 = self._strongest_stretch()
         original = self.audio("original", t0=t0, t1=t1)
         artifacts = self.audio("artifacts", t0=t0, t1=t1)
@@ -328,13 +420,11 @@ class Explanation:
         # a twentieth of the bins is faint: raised to the recording's peak, and said so
         gain = 20 * math.log10(loud / quiet) if loud > 0 and quiet > 0 else 0.0
         cut = "" if t1 - t0 >= self.axes.duration else f", {t0:.1f}-{t1:.1f} s"
-        players = [
+        return [
             (f"recording{cut}", original),
             (f"artifacts{cut} ({gain:+.0f} dB)", playable(artifacts, gain_db=gain)),
             (f"residual{cut}", residual),
         ]
-        rate = self.axes.config.sample_rate
-        return render(self._heading(), self.plot(title=""), players, self.regions, sample_rate=rate)
 
     def _filtered(self, first: int, last: int, what: str, soft: bool) -> Tensor:
         """Samples of a part, from a stretch so wide that its ends do not matter."""
@@ -380,6 +470,9 @@ def assemble(
     draws: int,
     steps: int,
     share: float = 0.05,
+    precision: str = "float32",
+    file_sha256: str = "",
+    runtime: str = "",
     max_regions: int = 20,
     verdict: Verdict | None = None,
     narrator: Callable[[Explanation], Words] | None = None,
@@ -404,6 +497,10 @@ def assemble(
         draws=draws,
         steps=steps,
         version=_version(),
+        share=share,
+        precision=precision,
+        file_sha256=file_sha256,
+        runtime=runtime,
     )
     return Explanation(axes, regions, provenance, layers, verdict, narrator)
 

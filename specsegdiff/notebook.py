@@ -24,10 +24,16 @@ def render(
     regions: Sequence[Region],
     *,
     sample_rate: int,
+    alt: str = "heatmap over the spectrogram",
+    dpi: int = 75,
+    words: str = "",
 ) -> str:
-    """Render plain text, a figure, named waveforms ``(n,)`` and regions; every name is escaped."""
+    """Render plain text, a figure, named waveforms ``(n,)`` and regions; every name is escaped.
+
+    ``alt`` tells in words what the figure shows, and ``words`` is HTML that goes in as it is.
+    """
     image = io.BytesIO()
-    picture.savefig(image, format="png", dpi=75)
+    picture.savefig(image, format="png", dpi=dpi)
     sounds = "".join(
         f"<figure style='display:inline-block;margin:4px'><figcaption>{escape(name)}</figcaption>"
         f"<audio controls src='{_data_uri(_flac(wave, sample_rate), 'audio/flac')}'></audio>"
@@ -42,9 +48,9 @@ def render(
     )
     return (
         f"<div><p>{escape(heading)}</p>"
-        f"<img alt='heatmap over the spectrogram' src='{_data_uri(image.getvalue(), 'image/png')}'>"
+        f"<img alt='{escape(alt)}' src='{_data_uri(image.getvalue(), 'image/png')}'>"
         f"<div>{sounds}</div>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{words}</div>"
     )
 
 

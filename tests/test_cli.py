@@ -21,6 +21,7 @@ from specsegdiff.data.voice import example_mask
 from specsegdiff.explanation import Explanation
 from specsegdiff.models.aasist import AASIST
 from specsegdiff.models.segdiff import PRESETS, SpecSegDiff
+from specsegdiff.narration.schema import Report
 
 RATE = 16_000
 
@@ -119,7 +120,11 @@ def test_explain_prints_regions_and_writes_maps_picture_and_sound(
     assert (tmp_path / "out" / "explanation.png").read_bytes().startswith(b"\x89PNG")
     # nothing else stays, hidden or not
     assert left_in(tmp_path) == ["out"]
-    assert len(left_in(tmp_path / "out")) == 7
+    assert len(left_in(tmp_path / "out")) == 10
+    assert explanation.provenance.file_sha256 in (tmp_path / "out" / "report.html").read_text()
+    assert (tmp_path / "out" / "report.pdf").read_bytes().startswith(b"%PDF")
+    said = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert Report.from_dict(said).cells
 
 
 def test_explain_prints_json_and_nothing_else(place: Path, tmp_path: Path) -> None:

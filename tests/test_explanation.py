@@ -337,6 +337,71 @@ def test_html_has_a_row_a_region_and_escapes_names():
     assert "<script>" not in html
 
 
+class Said:
+    """Words of a narrator, for people and for a page."""
+
+    def __str__(self):
+        return "Region R1 hums."
+
+    def to_dict(self):
+        return {"said": "hum"}
+
+    def _repr_html_(self):
+        return "<ol><li>Region R1 hums.</li></ol>"
+
+
+def test_html_tells_what_the_narrator_says():
+    ex = replace(make(), narrator=lambda explanation: Said())
+    assert "<li>Region R1 hums.</li>" in ex._repr_html_()
+    assert "narrator" not in make()._repr_html_()
+
+
+def test_a_case_file_holds_all_that_makes_the_same_maps_again():
+    verdict = Verdict(p_spoof=0.25, detector="small", weights_sha256="ef" * 32)
+    ex = replace(
+        make(source="<b>call</b>.wav"), verdict=verdict, narrator=lambda explanation: Said()
+    )
+    ex = replace(ex, provenance=replace(ex.provenance, file_sha256="cd" * 32, runtime="abacus 2"))
+    html, made = ex.to_html(), ex.provenance
+    for fact in (
+        made.file_sha256,
+        made.samples_sha256,
+        made.weights_sha256,
+        verdict.weights_sha256,
+        made.version,
+        made.runtime,
+        "--draws 4 --steps 1 --seed 3 --share 0.05",
+        "p(spoof) 0.25",
+        "Region R1 hums.",
+        "does not say whether the recording is synthetic",
+        f"strongest regions: R1 {ex.regions[0].t0:.2f}",
+    ):
+        assert fact in html, fact
+    assert html.count("<tr><td>R") == len(ex.regions)
+    assert "<b>call" not in html
+    # whole in itself: nothing is fetched when it is opened
+    assert not re.search(r"(src|href)=.http|<script|<link", html)
+
+
+def test_a_case_file_without_words_says_why():
+    assert "this explanation has no narrator" in make().to_html()
+
+
+def test_a_pdf_holds_the_same_facts_and_the_same_result_the_same_bytes():
+    import matplotlib
+
+    ex = replace(make(), narrator=lambda explanation: Said())
+    assert ex.to_pdf() == ex.to_pdf()
+    with matplotlib.rc_context({"pdf.compression": 0}):
+        pdf = ex.to_pdf().decode("latin-1")
+    assert pdf.startswith("%PDF")
+    # each glyph is a string of its own, between kerns
+    drawn = "".join(re.findall(r"\((.)\)", pdf))
+    for fact in (ex.provenance.samples_sha256[:40], "Region R1 hums.", "WHAT IT CANNOT TELL"):
+        assert fact in drawn, fact
+    assert "/Count 2" in pdf
+
+
 def test_html_of_a_long_recording_is_bounded(monkeypatch):
     # two minutes of noise, which no codec compresses: pictures of 2000 columns, players of 30 s
     ex = make(120 * 16_000, config=StftConfig())

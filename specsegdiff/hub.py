@@ -57,7 +57,7 @@ def load_model(
     kind: type[Model], config_kind: type[Config], source: str | Path, *, revision: str | None = None
 ) -> Model:
     """Load a model of class ``kind`` from a folder or a Hub id, tensors in float32, in evaluation
-    mode.
+    mode; its ``name`` is that of the folder or id.
 
     Raises `CheckpointError` where the checkpoint is missing, damaged, of another class or holds
     other tensors, and `ConfigError` where its configuration has unknown, missing or invalid fields.
@@ -109,6 +109,7 @@ def load_model(
             "restore the pair of files that was saved together"
         )
     model.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()})
+    model.name = Path(source).resolve().name  # type: ignore[assignment]  # no module: plain text
     return model.eval()
 
 

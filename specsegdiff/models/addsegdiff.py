@@ -149,7 +149,6 @@ class ADDSegDiff(SegDiff):
         """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or
         `ConfigError`."""
         model = hub.load_model(cls, ADDSegDiffConfig, source, revision=revision)
-        model.name = Path(source).resolve().name
         model.attach(detector)
         return model
 

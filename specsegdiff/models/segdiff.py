@@ -420,9 +420,7 @@ class SpecSegDiff(SegDiff):
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
         """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or
         `ConfigError`."""
-        model = hub.load_model(cls, SegDiffConfig, source, revision=revision)
-        model.name = Path(source).resolve().name
-        return model
+        return hub.load_model(cls, SegDiffConfig, source, revision=revision)
 
     def condition(self, wave: Wave, *, gain: Tensor | None = None) -> Map:
         """Normalised log-magnitude ``(b, f, t)`` of waveforms ``(b, n)``; ``gain`` overrides

@@ -64,10 +64,16 @@ class AudioStream:
                 f"cannot read samples {start}..{stop} of {self.name}, which has {self.n_samples}; "
                 "ask for 0 <= start <= stop <= n_samples"
             )
-        out = np.empty(stop - start, np.float32)
-        for at in range(start, stop, _BLOCK):
-            end = min(at + _BLOCK, stop)
-            out[at - start : end - start] = self._window(at, end)
+        try:
+            out = np.empty(stop - start, np.float32)
+            for at in range(start, stop, _BLOCK):
+                end = min(at + _BLOCK, stop)
+                out[at - start : end - start] = self._window(at, end)
+        except MemoryError as error:
+            raise AudioError(
+                f"{stop - start} samples of {self.name}, from {self.source_rate} Hz, do not fit "
+                "into memory; read shorter windows with open_audio"
+            ) from error
         return torch.from_numpy(out)
 
     def _window(self, start: int, stop: int) -> Samples:
@@ -137,11 +143,12 @@ def open_audio(
       torchcodec decoder.
 
     Channels are averaged. ``sample_rate`` of a file may be left out and must otherwise be the
-    file's. Silence and a single sample are audio. So is an Ogg file that was cut exactly between
-    two pages, or an MP3 between two frames, unless its header states the length: neither can be
-    told from a whole one.
+    file's. Silence and a single sample are audio. So is a cut that leaves no trace, as
+    docs/decisions/0013 lists them: an Ogg file cut between two packets and pages, an MP3 between
+    two frames, unless its header states the length.
 
     Raises `AudioError` for a source that is missing, unreadable, empty, truncated or damaged; that
+    packs more than `specsegdiff.data.decoding.LONGEST` into fewer bytes than samples; that
     holds NaN or infinities; that is complex, boolean or not numeric; whose axes are none, more than
     two or of equal length; or whose rate is missing or outside `specsegdiff.data.samples.RATES`.
     """

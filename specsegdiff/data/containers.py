@@ -1,9 +1,12 @@
 """Ogg and MP3 files walked from page to page, or from frame to frame, without decoding them.
 
 Neither format has to state its length. soundfile takes a file that was cut short for a whole one,
-reads the first of several Ogg recordings, and guesses where an MP3 ends; the walk knows better.
+leaves out damaged Ogg pages, reads the first of several Ogg recordings, and guesses where an MP3
+ends; the walk knows better. It also holds what a NIST SPHERE header says against the file.
 """
 
+import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +16,14 @@ MP3_SLACK = 2 * 1_152
 
 _PAGE_HEAD = 27
 _FIRST_PAGE = 2
+_CHECKSUM = slice(22, 26)
+"Where a page's checksum lies."
+_GOES_ON = 255
+"Length of a packet's segment that is not its last one."
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_NIST = b"NIST_1A\n"
+_NIST_HEAD = 1_024
+_NIST_COUNTS = ("sample_count", "channel_count", "sample_n_bytes")
 # ISO/IEC 11172-3 and 13818-3, Layer III: kbit/s by index, and Hz by index and version, of which 0
 # is the unofficial MPEG 2.5.
 _LAYER_3 = 1
@@ -61,17 +72,21 @@ class Walk:
 
 
 def walk(path: Path) -> Walk:
-    """Walk through an Ogg or MP3 (Layer III) file; another one gives an empty `Walk`.
+    """Walk through an Ogg, MP3 (Layer III) or NIST file; another one gives an empty `Walk`.
 
-    A cut exactly between two pages or frames is not seen. The end-of-stream flag that Ogg asks for
-    on its last page (RFC 3533, section 6) proves nothing: Android's own recorder never sets it. At
-    whatever is no page or frame the walk ends. Raises `OSError` where the file cannot be read.
+    A cut exactly between two pages or frames is not seen, unless a packet goes on behind it. The
+    end-of-stream flag that Ogg asks for on its last page (RFC 3533, section 6) proves nothing:
+    Android's own recorder never sets it. At whatever is no page or frame the walk ends. Raises
+    `OSError` where the file cannot be read.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = _tag_size(file.read(10))
         file.seek(start)
-        return (_ogg if file.read(4) == b"OggS" else _mp3)(file, start, size)
+        mark = file.read(len(_NIST))
+        if mark == _NIST:
+            return _nist(file, size)
+        return (_ogg if mark.startswith(b"OggS") else _mp3)(file, start, size)
 
 
 def _tag_size(head: bytes) -> int:
@@ -84,6 +99,7 @@ def _tag_size(head: bytes) -> int:
 
 def _ogg(file: BinaryIO, at: int, size: int) -> Walk:
     is_chained = had_data = False
+    unfinished: set[bytes] = set()
     while at < size:
         file.seek(at)
         head = file.read(_PAGE_HEAD)
@@ -94,11 +110,46 @@ def _ogg(file: BinaryIO, at: int, size: int) -> Walk:
         end = at + len(head) + len(table) + sum(table)
         if len(head) < _PAGE_HEAD or len(table) < head[-1] or end > size:
             return Walk(cut=f"the page from byte {at} on is not whole")
+        if not _is_intact(head + table + file.read(sum(table))):
+            return Walk(cut=f"the checksum of the page from byte {at} on is wrong")
+        serial = head[14:18]
+        if table:
+            (unfinished.add if table[-1] == _GOES_ON else unfinished.discard)(serial)
         is_first = bool(head[5] & _FIRST_PAGE)
         is_chained |= is_first and had_data
         had_data |= not is_first
         at = end
+    if unfinished:
+        return Walk(cut="a packet goes on after the last page")
     return Walk(is_chained=is_chained)
+
+
+def _is_intact(page: bytes) -> bool:
+    """Tell whether a page bears out its checksum (RFC 3533, section 6).
+
+    It is a CRC-32 of zlib's polynomial with the bits of each byte in the other order.
+    """
+    stored = page[_CHECKSUM].translate(_REVERSED)
+    zeroed = page[: _CHECKSUM.start] + bytes(4) + page[_CHECKSUM.stop :]
+    # the exclusive ors undo zlib's start and end values
+    found = zlib.crc32(zeroed.translate(_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
+    return found == int.from_bytes(stored, "big")
+
+
+def _nist(file: BinaryIO, size: int) -> Walk:
+    file.seek(0)
+    head = file.read(_NIST_HEAD)
+    if b"embedded-" in head:
+        return Walk()  # compressed: the counts tell nothing about bytes
+    stated = 1
+    for name in _NIST_COUNTS:
+        found = re.search(rb"^%s -i (\d{1,18})\b" % name.encode(), head, re.MULTILINE)
+        if found is None:
+            return Walk()
+        stated *= int(found[1])
+    if _NIST_HEAD + stated > size:
+        return Walk(cut=f"the header says {stated} bytes, {max(0, size - _NIST_HEAD)} are there")
+    return Walk()
 
 
 def _mp3(file: BinaryIO, at: int, size: int) -> Walk:

@@ -24,7 +24,7 @@ from specsegdiff.data.pairs import Pair, load_pair
 from specsegdiff.hub import write_atomic
 from specsegdiff.masks import MaskConfig, ground_truth, smooth, top_share
 from specsegdiff.metrics import roc_auc
-from specsegdiff.models.segdiff import SpecSegDiff
+from specsegdiff.models.segdiff import SAMPLERS, SpecSegDiff
 from specsegdiff.sampling import Draws, draw_masks, fastest_dtype, moments
 
 RESULTS = Path(__file__).parent / "results"
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a model, by default the embedded one")
     parser.add_argument("--deterministic", help="folder of the deterministic control")
     parser.add_argument("--steps", type=int, nargs="+", help="by default the model's own")
-    parser.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--every", type=int, default=1, help="keep every n-th pair")
     parser.add_argument("--out", type=Path, help="JSON to write")

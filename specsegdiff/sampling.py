@@ -1,6 +1,7 @@
 """Draws from a diffusion segmenter: the condition is encoded once, and each draw owns its seed."""
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from specsegdiff.errors import ConfigError
 from specsegdiff.shapes import Map
+
+ROOM = 0.8
+"Share of an accelerator's free memory that draws at once may take."
 
 NOISE_BLOCK = 64
 """Grid columns of starting noise that share a generator, so that windows of one recording agree on
@@ -107,7 +111,7 @@ def draw_masks(
     seed: int = 0,
     item: str = "0",
     first_column: int = 0,
-    chunk: int = 8,
+    chunk: int | None = None,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[Float[Tensor, "_ f t"]]:
@@ -115,14 +119,15 @@ def draw_masks(
 
     The condition is encoded once, never per step or draw; a step at which the denoiser sees nothing
     of the draw (`Segmenter.is_blind`) is computed once too. ``chunk`` draws share a network call on
-    an accelerator. ``first_column`` tells where on the grid of a longer recording the condition
-    starts. ``dtype`` is the networks' precision. ``progress`` is called with the number of draws
-    after each step of a chunk.
+    an accelerator, by default as many as its memory holds (`batches`). ``first_column`` tells where
+    on the grid of a longer recording the condition starts. ``dtype`` is the networks' precision.
+    ``progress`` is called with the number of draws after each step of a chunk.
     """
     config = model.config
     steps = config.steps if steps is None else steps
     _check_count(steps, name="steps", at_most=config.train_steps)
-    _check_count(chunk, name="chunk")
+    if chunk is not None:
+        _check_count(chunk, name="chunk")
     if not isinstance(seed, int):
         raise ConfigError(f"seed must be an integer, got {seed!r}; the noise hangs on it exactly")
     frames = condition.shape[-1]
@@ -133,18 +138,15 @@ def draw_masks(
     with autocast:
         encoded = model.encode(condition[None])
     scheduler = model.scheduler(sampler=sampler)
-    scheduler.set_timesteps(steps)
+    _set_steps(scheduler, steps)
     blind = None
     if model.is_blind(scheduler.timesteps[0]):
         nothing = torch.zeros(1, *shape, device=encoded.device)
         with autocast:
             blind = model.denoise(nothing, scheduler.timesteps[:1].to(encoded.device), encoded)
         blind = blind.float()
-    # convolutions on a CPU round by the batch's size (PyTorch and oneDNN choose kernels by it), and
-    # gain nothing from it: there each draw has a call of its own
-    size = 1 if device == "cpu" else chunk
-    for start in range(0, len(indices), size):
-        some = indices[start : start + size]
+    for some in batches(indices, device=condition.device, chunk=chunk):
+        _set_steps(scheduler, steps)  # solvers remember the draws before
         noise = torch.stack(
             [starting_noise(seed, item, d, shape, first_column=first_column) for d in some]
         )
@@ -155,6 +157,42 @@ def draw_masks(
             x = _denoise(model, noise, encoded, scheduler, generators, blind, progress)
         clean = model.unfold(x, frames=frames).cpu()
         yield (clean / config.mask_scale + 1).div(2).clamp(0, 1)
+
+
+def batches(
+    indices: Sequence[int], *, device: torch.device, chunk: int | None = None
+) -> Iterator[Sequence[int]]:
+    """Draws that share a network call: one on a CPU, ``chunk`` elsewhere.
+
+    Without ``chunk``, a CUDA device computes the first draw alone; what that took tells how many
+    fit at once into the share `ROOM` of what is free.
+    """
+    # convolutions on a CPU round by the batch's size (PyTorch and oneDNN choose kernels by it), and
+    # gain nothing from it: there each draw has a call of its own
+    size = 1
+    if device.type != "cpu":
+        size = chunk or 8
+    if device.type == "cuda" and chunk is None:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield indices[:1]
+        taken = torch.cuda.max_memory_allocated(device) - before
+        # what PyTorch holds in reserve is as good as free
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        size, indices = max(1, int(ROOM * free / max(taken, 1))), indices[1:]
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def _set_steps(scheduler: Any, steps: int) -> None:
+    scheduler.set_timesteps(steps)
+    if len(scheduler.timesteps) > steps:
+        # rounding in diffusers' trailing spacing: 29 of 100 steps become 30, the last one at -1
+        scheduler.timesteps = scheduler.timesteps[:steps]
+        scheduler.num_inference_steps = steps
+        if hasattr(scheduler, "sigmas"):
+            scheduler.sigmas = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]])
 
 
 def _denoise(
@@ -168,6 +206,8 @@ def _denoise(
 ) -> Float[Tensor, "d c f t"]:
     x = noise.to(encoded.device).contiguous(memory_format=torch.channels_last)
     shared = encoded.expand(len(x), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    is_random = "generator" in inspect.signature(scheduler.step).parameters
+    noises = {"generator": generators} if is_random else {}
     for place, step in enumerate(scheduler.timesteps):
         if place == 0 and blind is not None:
             prediction = blind.expand_as(x)
@@ -175,12 +215,12 @@ def _denoise(
             prediction = model.denoise(x, step.expand(len(x)).to(x.device), shared).float()
         if model.config.prediction == "sample":
             prediction = model.clean(prediction)
-        stepped = scheduler.step(prediction, step, x, generator=generators)
+        stepped = scheduler.step(prediction, step, x, **noises)
         x = stepped.prev_sample
         if progress is not None:
             progress(len(x))
-    # DDPMScheduler adds noise to the last sample too, unless it ends at step 0
-    return stepped.pred_original_sample
+    # DDPMScheduler adds noise to the last sample too, unless it ends at step 0; solvers end there
+    return getattr(stepped, "pred_original_sample", x)
 
 
 def starting_noise(

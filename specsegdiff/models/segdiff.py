@@ -9,7 +9,7 @@ import abc
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, TypeAlias, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,12 @@ from specsegdiff.models.unet import LARGEST, UNet, UNetConfig
 from specsegdiff.sampling import sample
 from specsegdiff.shapes import Map, Wave, check_wave
 from specsegdiff.storage import MapStore, spectrum_window
+
+Sampler: TypeAlias = Literal["ddpm", "ddim", "dpmsolver++", "unipc"]
+"""Ancestral sampling (Ho et al. 2020), DDIM (Song et al. 2021), and two solvers of second order of
+the same equation: DPM-Solver++ (arXiv 2211.01095) and UniPC (arXiv 2302.04867)."""
+
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class SegDiffConfig:
     "Length of the diffusion that the model is trained for."
     schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
     "Noise schedule, by its name in diffusers; 'linear' is SegDiff's, scaled to `train_steps`."
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: Sampler = "ddpm"
     "Default scheduler at inference."
     steps: int = 100
     "Default number of network passes a draw."
@@ -120,7 +126,7 @@ class SegDiffConfig:
         choices = {
             "prediction": ("epsilon", "sample"),
             "schedule": ("linear", "squaredcos_cap_v2"),
-            "sampler": ("ddpm", "ddim"),
+            "sampler": SAMPLERS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -207,6 +213,14 @@ def alpha_bar(config: SegDiffConfig) -> Float[Tensor, " s"]:
     return (1 - beta).cumprod(dim=0)
 
 
+def signal_share(config: SegDiffConfig) -> Float[Tensor, " s"]:
+    """sqrt(alpha_bar) of each step; exactly zero where the schedule ends in noise alone, so that
+    one pass serves all draws."""
+    signal = alpha_bar(config).sqrt().float()
+    signal[-1] = signal[-1].where(signal[-1] > 1e-3, 0)
+    return signal
+
+
 class SegDiff(nn.Module, abc.ABC):
     """What `SpecSegDiff` and its siblings share: everything but where the condition comes from.
 
@@ -246,10 +260,7 @@ class SegDiff(nn.Module, abc.ABC):
         self.prior = None
         if config.row_embedding:
             self.prior = nn.Parameter(torch.zeros(1, channels, self.grid(1)[0], 1))
-        signal = alpha_bar(config).sqrt().float()
-        # exactly zero where the schedule ends in noise alone, so that one pass serves all draws
-        signal[-1] = signal[-1].where(signal[-1] > 1e-3, 0)
-        self.register_buffer("signal", signal, persistent=False)
+        self.register_buffer("signal", signal_share(config), persistent=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     # ------------------------------------------------------------------ the condition
@@ -268,7 +279,10 @@ class SegDiff(nn.Module, abc.ABC):
 
     def encode(self, condition: Map) -> Float[Tensor, "b c f t"]:
         """Encode a condition ``(b, c, t)`` once for all steps and draws."""
-        images = self.images(condition)
+        return self.encode_images(self.images(condition))
+
+    def encode_images(self, images: Float[Tensor, "b c f t"]) -> Float[Tensor, "b e f t"]:
+        """Encode a condition's images on the patch grid."""
         encoded = self.encoder(images)
         if self.refine is None:
             return encoded
@@ -360,8 +374,14 @@ class SegDiff(nn.Module, abc.ABC):
     # ------------------------------------------------------------------ diffusion
 
     def scheduler(self, *, sampler: str | None = None) -> Any:
-        """Noise scheduler of diffusers for this model; ``sampler`` is 'ddpm' or 'ddim'."""
-        config = self.config
+        """Noise scheduler of diffusers for this model, by a name in `SAMPLERS`; trailing spacing.
+
+        Clean masks stay within the mask's scale where the model predicts them. Raises `ConfigError`
+        for another name.
+        """
+        config, chosen = self.config, sampler or self.config.sampler
+        if chosen not in SAMPLERS:
+            raise ConfigError(f"no sampler {chosen!r}; choose one of {SAMPLERS}")
         # 1000 / T keeps the total noise of the 1000-step schedule (improved diffusion, SegDiff)
         scale = 1000 / config.train_steps
         shared: dict[str, Any] = {
@@ -370,17 +390,28 @@ class SegDiff(nn.Module, abc.ABC):
             "beta_start": scale * 1e-4,
             "beta_end": scale * 0.02,
             "prediction_type": config.prediction,
-            "clip_sample": config.prediction == "sample",
-            "clip_sample_range": config.mask_scale,
             "timestep_spacing": "trailing",
         }
-        if (sampler or config.sampler) == "ddpm":
+        clipped = {
+            "clip_sample": config.prediction == "sample",
+            "clip_sample_range": config.mask_scale,
+        }
+        if chosen == "ddpm":
             from diffusers import DDPMScheduler
 
-            return DDPMScheduler(variance_type="fixed_large", **shared)
-        from diffusers import DDIMScheduler
+            return DDPMScheduler(variance_type="fixed_large", **clipped, **shared)
+        if chosen == "ddim":
+            from diffusers import DDIMScheduler
 
-        return DDIMScheduler(set_alpha_to_one=True, **shared)
+            return DDIMScheduler(set_alpha_to_one=True, **clipped, **shared)
+        # these cannot clip to a range, and need not: `clean` leaves nothing beyond it
+        if chosen == "unipc":
+            from diffusers import UniPCMultistepScheduler
+
+            return UniPCMultistepScheduler(**shared)
+        from diffusers import DPMSolverMultistepScheduler
+
+        return DPMSolverMultistepScheduler(**shared)
 
     def forward(self, wave: Wave) -> Map:
         """Heatmap ``(b, f, t)`` of waveforms ``(b, n)``, with the sampler of the configuration and

@@ -240,7 +240,10 @@ def test_an_unreadable_pair_is_skipped_and_told_and_none_is_an_error(corpus, tmp
 # ------------------------------------------------------------------ configuration
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "detector").glob("*.yaml")), ids=str)
+CONFIGS = sorted((ROOT / "configs" / "detector").glob("wav2vec2-*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_the_shipped_configurations_are_valid(path):
     assert isinstance(read_config(path), DetectorConfig)
 

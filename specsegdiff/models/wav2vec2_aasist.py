@@ -5,12 +5,11 @@ Written anew after TakHemlata/SSL_Anti-spoofing at 4acaa61 (MIT licence) and its
 loads the checkpoints of the former and the backbones of the latter.
 """
 
-import math
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -20,97 +19,10 @@ from specsegdiff import hub
 from specsegdiff.errors import CheckpointError, ConfigError, ShapeError
 from specsegdiff.models.aasist import RENAMES, UNUSED, check_encoder, encoder, load_published
 from specsegdiff.models.detector import LABELS, Long, over_windows
+from specsegdiff.models.encoder import BackboneConfig as BackboneConfig
+from specsegdiff.models.encoder import build_backbone, hidden_states, read_backbone
 from specsegdiff.models.graph import GraphBackend, GraphConfig
-from specsegdiff.models.spectral import SpectralFront
 from specsegdiff.shapes import Wave, check_wave
-
-if TYPE_CHECKING:
-    from transformers import Wav2Vec2Model
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """A wav2vec 2.0 encoder under the names of `transformers.Wav2Vec2Config`; the defaults are
-    XLS-R 300M (Babu et al. 2021, arXiv 2111.09296)."""
-
-    hidden_size: int = 1024
-    "Width of the transformer."
-    num_hidden_layers: int = 24
-    "Transformer layers."
-    num_attention_heads: int = 16
-    "Attention heads a layer."
-    intermediate_size: int = 4096
-    "Width of the feed-forward networks."
-    conv_dim: tuple[int, ...] = (512,) * 7
-    "Channels of each convolution of the feature extractor."
-    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    "Their taps."
-    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    "Their strides; the product, 320 samples, is the distance of frames."
-    conv_bias: bool = True
-    "Whether they have a bias."
-    spectrogram: bool = False
-    """Starts from a log-power spectrum instead (`SpectralFront`): the first entry of each tuple is
-    its bins, window and hop, the others are convolutions over time and frequency. Convolutions on
-    samples find such a spectrum in pre-training; without it they need far more data."""
-    feat_extract_norm: str = "layer"
-    "Layer norm after each convolution, or group norm after the first ('group')."
-    do_stable_layer_norm: bool = True
-    """Layer norm before attention and feed-forward and after the last layer, or after attention
-    and feed-forward and before the first layer."""
-    num_conv_pos_embeddings: int = 128
-    "Taps of the convolution that gives the position."
-    num_conv_pos_embedding_groups: int = 16
-    "Groups of that convolution."
-    layer_norm_eps: float = 1e-5
-    "Added to the variance in the transformer's layer norms."
-    dropout: float = 0.0
-    """Dropout in the transformer while training; 0 as in the pre-training configuration that the
-    published detector was fine-tuned with. Layers are never dropped, nor frames masked."""
-
-    def __post_init__(self) -> None:
-        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
-            raise ConfigError(
-                "BackboneConfig needs one conv_dim, conv_kernel and conv_stride per convolution, "
-                f"got {self.conv_dim!r}, {self.conv_kernel!r}, {self.conv_stride!r}"
-            )
-        if self.spectrogram and len(self.conv_dim) < 2:
-            raise ConfigError(
-                "BackboneConfig.spectrogram needs one convolution or more after the spectrum, "
-                f"got conv_dim={self.conv_dim!r}"
-            )
-        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-            parts = getattr(self, name)
-            if parts < 1 or self.hidden_size % parts:
-                raise ConfigError(
-                    f"BackboneConfig.hidden_size={self.hidden_size!r} is no multiple of "
-                    f"{name}={parts!r}"
-                )
-        if self.num_hidden_layers < 1:
-            raise ConfigError("BackboneConfig.num_hidden_layers must be at least 1")
-        if self.feat_extract_norm not in ("layer", "group"):
-            raise ConfigError(
-                "BackboneConfig.feat_extract_norm must be 'layer' or 'group', got "
-                f"{self.feat_extract_norm!r}"
-            )
-
-    @property
-    def hop(self) -> int:
-        """Samples between frames, 320."""
-        return math.prod(self.conv_stride)
-
-    @property
-    def reach(self) -> int:
-        """Samples that one frame is made of, 400 in XLS-R; frame i covers ``[hop * i, hop * i +
-        reach)``."""
-        samples = 1
-        for kernel, stride in zip(self.conv_kernel[::-1], self.conv_stride[::-1], strict=True):
-            samples = (samples - 1) * stride + kernel
-        return samples
-
-    def n_frames(self, n_samples: int) -> int:
-        """Frames of ``n_samples``; at least one, since shorter waves are padded to `reach`."""
-        return max(n_samples - self.reach, 0) // self.hop + 1
 
 
 @dataclass(frozen=True)
@@ -205,12 +117,16 @@ class Wav2Vec2AASIST(nn.Module):
     "Names of the logits."
     name = "Wav2Vec2-AASIST"
     "What a verdict calls the model; `from_pretrained` sets the folder's or hub id's name."
+    config_kind: ClassVar[type[Wav2Vec2AASISTConfig]] = Wav2Vec2AASISTConfig
+    "Class of the configuration in a folder."
+    backbone_kind: ClassVar[type[BackboneConfig]] = BackboneConfig
+    "Class of its field ``backbone``."
 
     def __init__(self, config: Wav2Vec2AASISTConfig | None = None) -> None:
         super().__init__()
         self.config = config or Wav2Vec2AASISTConfig()
         width = self.config.channels[-1]
-        self.backbone = _backbone(self.config.backbone)
+        self.backbone = build_backbone(self.config.backbone)
         self.project = nn.Linear(self.config.backbone.hidden_size, self.config.rows)
         self.pool = nn.MaxPool2d(3)
         self.norm = nn.BatchNorm2d(1)
@@ -240,9 +156,7 @@ class Wav2Vec2AASIST(nn.Module):
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
         """Load from a folder or a Hugging Face Hub id that `save_pretrained` wrote; raises
         `CheckpointError` or `ConfigError`."""
-        model = hub.load_model(cls, Wav2Vec2AASISTConfig, source, revision=revision)
-        model.name = Path(source).resolve().name
-        return model
+        return hub.load_model(cls, cls.config_kind, source, revision=revision)
 
     @classmethod
     def from_backbone(
@@ -256,38 +170,11 @@ class Wav2Vec2AASIST(nn.Module):
         preset ``paper``. Raises `CheckpointError` where the backbone cannot be loaded with all its
         weights, and `ConfigError` where it is no plain wav2vec 2.0.
         """
-        import transformers
-
-        try:
-            theirs = transformers.AutoConfig.from_pretrained(source, revision=revision)
-            config = replace(
-                PRESETS["paper"], backbone=_backbone_config(theirs), normalise=normalise, **changes
-            )
-            model = cls(config)
-            # its annotations know neither a revision of None nor the report
-            kind: Any = transformers.Wav2Vec2Model
-            loaded, report = kind.from_pretrained(
-                source,
-                revision=revision,
-                config=model.backbone.config,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise CheckpointError(
-                f"{source} holds no wav2vec 2.0 that transformers can load ({error}); "
-                "check the name and the connection, or pass a folder"
-            ) from error
-        other_shapes = {name for name, *_ in report["mismatched_keys"]}
-        lacking = sorted(other_shapes.union(report["missing_keys"]))
-        if lacking:
-            raise CheckpointError(
-                f"{source} lacks {len(lacking)} tensors of the backbone, first {lacking[0]!r}; "
-                "pass a checkpoint of a whole wav2vec 2.0"
-            )
-        model.backbone.load_state_dict(loaded.state_dict())
+        backbone, encoder = read_backbone(source, kind=cls.backbone_kind, revision=revision)
+        values = {f.name: getattr(PRESETS["paper"], f.name) for f in fields(Wav2Vec2AASISTConfig)}
+        values |= {"backbone": backbone, "normalise": normalise, **changes}
+        model = cls(cls.config_kind(**values))
+        model.backbone = encoder
         return model
 
     @classmethod
@@ -359,22 +246,9 @@ class Wav2Vec2AASIST(nn.Module):
 
     def states(self, wave: Float[Tensor, "b n"]) -> Iterator[Float[Tensor, "b t d"]]:
         """Output of each transformer layer in turn, as `transformers.Wav2Vec2Model` computes it."""
-        if self.config.normalise:
-            # the constants of transformers' Wav2Vec2FeatureExtractor
-            mean, variance = wave.mean(-1, keepdim=True), wave.var(-1, correction=0, keepdim=True)
-            wave = (wave - mean) / (variance + 1e-7).sqrt()
-        hidden = wave[:, None]
-        for layer in self.backbone.feature_extractor.conv_layers:
-            hidden = layer(hidden)
-        hidden, _ = self.backbone.feature_projection(hidden.transpose(1, 2))
-        transformer = self.backbone.encoder
-        hidden = hidden + transformer.pos_conv_embed(hidden)
-        if not self.config.backbone.do_stable_layer_norm:
-            hidden = transformer.layer_norm(hidden)
-        hidden = transformer.dropout(hidden)
-        for layer in transformer.layers:
-            hidden = layer(hidden)
-            yield hidden
+        return hidden_states(
+            self.backbone, wave, self.config.backbone, normalise=self.config.normalise
+        )
 
     def _classify(self, wave: Float[Tensor, "b n"]) -> Float[Tensor, "b 2"]:
         *_, last = self.states(wave)
@@ -393,7 +267,7 @@ class Wav2Vec2AASIST(nn.Module):
         return self.graph(spectral.transpose(1, 2), temporal.transpose(1, 2))
 
 
-# ------------------------------------------------------------------ backbones and their names
+# ------------------------------------------------------------------ names of the published tensors
 
 FAIRSEQ = (
     (r"^ssl_model\.model\.", "backbone."),
@@ -424,55 +298,3 @@ def _preset(name: str, changes: dict[str, Any]) -> Wav2Vec2AASISTConfig:
     if name not in PRESETS:
         raise ConfigError(f"no preset {name!r}; choose one of {sorted(PRESETS)}")
     return replace(PRESETS[name], **changes)
-
-
-def _backbone(config: BackboneConfig) -> "Wav2Vec2Model":
-    import transformers
-
-    values = asdict(config)
-    dropout, spectrogram = values.pop("dropout"), values.pop("spectrogram")
-    front = None
-    if spectrogram:
-        front = SpectralFront(config.conv_dim, config.conv_kernel, config.conv_stride)
-        # one small convolution to be replaced
-        values |= {"conv_dim": (front.width,), "conv_kernel": (1,), "conv_stride": (1,)}
-    model = transformers.Wav2Vec2Model(
-        transformers.Wav2Vec2Config(
-            **values,
-            hidden_dropout=dropout,
-            attention_dropout=dropout,
-            activation_dropout=dropout,
-            feat_proj_dropout=dropout,
-            layerdrop=0.0,
-            # no masking of frames, hence no embedding for masked ones
-            mask_time_prob=0.0,
-            mask_feature_prob=0.0,
-        )
-    )
-    if front is not None:
-        model.feature_extractor.conv_layers = nn.ModuleList([front])
-    return model
-
-
-def _backbone_config(theirs: Any) -> BackboneConfig:
-    needed = {
-        "model_type": "wav2vec2",
-        "hidden_act": "gelu",
-        "feat_extract_activation": "gelu",
-        "add_adapter": False,
-        "adapter_attn_dim": None,
-    }
-    for name, value in needed.items():
-        came = getattr(theirs, name, None)
-        if came != value:
-            raise ConfigError(
-                f"the backbone has {name}={came!r}, expected {value!r}; only plain wav2vec 2.0 "
-                "encoders are supported"
-            )
-    ours = ("dropout", "spectrogram")
-    names = [f.name for f in fields(BackboneConfig) if f.name not in ours]
-    values: dict[str, Any] = {}
-    for name in names:
-        value = getattr(theirs, name)
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return BackboneConfig(**values)

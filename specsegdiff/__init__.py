@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from specsegdiff.frontend import Axes, Stft, StftConfig
     from specsegdiff.masks import MaskConfig, ground_truth, top_share
     from specsegdiff.models.segdiff import SegDiffConfig, SpecSegDiff
+    from specsegdiff.narration.answers import ask
 
 # each public name and the module that holds it, imported on first use (PEP 562)
 _HOMES = {
@@ -22,6 +23,7 @@ _HOMES = {
     "default_model": "api",
     "default_detector": "api",
     "narrate": "api",
+    "ask": "narration.answers",
     "asset": "api",
     "load_audio": "data.audio",
     "Explainer": "explanation",
@@ -45,6 +47,7 @@ __all__ = [
     "SpecSegDiff",
     "Stft",
     "StftConfig",
+    "ask",
     "asset",
     "default_detector",
     "default_model",

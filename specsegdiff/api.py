@@ -21,6 +21,7 @@ from specsegdiff.hub import weights_hash
 from specsegdiff.models.detector import Detector, p_spoof, spoof_column
 from specsegdiff.models.segdiff import SegDiff, SpecSegDiff
 from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
+from specsegdiff.narration.answers import ask
 from specsegdiff.narration.rules import RuleNarrator
 from specsegdiff.narration.schema import Narrator, Report
 from specsegdiff.sampling import Draws, fastest_dtype, sample
@@ -121,6 +122,7 @@ def explain(
         runtime=_runtime(device),
         verdict=_verdict(judge, wave, device) if judge else None,
         narrator=narrator or RuleNarrator(),
+        answerer=ask,
     )
 
 

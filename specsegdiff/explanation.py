@@ -29,6 +29,8 @@ from specsegdiff.storage import BLOCK_SAMPLES, MapStore, load_store, save_store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from specsegdiff.cells import Box
+
 Part: TypeAlias = Literal["artifacts", "residual", "original"]
 
 FORMAT = "specsegdiff explanation 3"
@@ -144,6 +146,8 @@ class Explanation:
     "What a detector says of the whole; None where none was asked."
     narrator: "Callable[[Explanation], Words] | None" = None
     "What `report` asks; it is not saved."
+    answerer: "Callable[..., Words] | None" = None
+    "What `ask` asks; it is not saved."
 
     def __post_init__(self) -> None:
         for name, store in vars(self.layers).items():
@@ -167,6 +171,28 @@ class Explanation:
                 "this explanation has no narrator; call specsegdiff.narrate(explanation)"
             )
         return self.narrator(self)
+
+    def ask(
+        self,
+        question: "str | Box | None" = None,
+        *,
+        t0: float | None = None,
+        t1: float | None = None,
+        f0: float | None = None,
+        f1: float | None = None,
+        **options: Any,
+    ) -> Words:
+        """Answer on a part of the recording: a box (s, Hz), the id of a cell ('7') or of a region
+        ('R3'), or a phrase such as 'high-frequency vowels'; `specsegdiff.ask` has the options.
+
+        Raises `ConfigError` where there is no answerer, as after `load`; `specsegdiff.ask` takes
+        any explanation.
+        """
+        if self.answerer is None:
+            raise ConfigError(
+                "this explanation has no answerer; call specsegdiff.ask(explanation, ...)"
+            )
+        return self.answerer(self, question, t0=t0, t1=t1, f0=f0, f1=f1, **options)
 
     @property
     def p_spoof(self) -> float | None:
@@ -476,6 +502,7 @@ def assemble(
     max_regions: int = 20,
     verdict: Verdict | None = None,
     narrator: Callable[[Explanation], Words] | None = None,
+    answerer: Callable[..., Words] | None = None,
 ) -> Explanation:
     """Make an `Explanation` of a heatmap and its spread ``(f, t)`` for a waveform ``(n,)``.
 
@@ -502,7 +529,7 @@ def assemble(
         file_sha256=file_sha256,
         runtime=runtime,
     )
-    return Explanation(axes, regions, provenance, layers, verdict, narrator)
+    return Explanation(axes, regions, provenance, layers, verdict, narrator, answerer)
 
 
 @dataclass(frozen=True)

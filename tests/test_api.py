@@ -19,6 +19,7 @@ from specsegdiff.explanation import Explanation
 from specsegdiff.hub import weights_hash
 from specsegdiff.masks import top_share
 from specsegdiff.models.segdiff import PRESETS
+from specsegdiff.narration.answers import ask
 from specsegdiff.sampling import sample
 
 RATE = 1000
@@ -407,3 +408,15 @@ def test_any_array_is_explained_or_refused_with_a_typed_error(
     assert 0 <= float(heat.min()) <= float(heat.max()) <= 1
     assert bool(torch.isfinite(ex.spread).all())
     assert int(ex.mask.sum()) == round(0.05 * heat.numel())
+
+
+def test_an_explanation_is_asked_about_a_part_of_itself(model, tmp_path):
+    ex = explain(WAVE, RATE, model=model)
+    answer = ex.ask("7")
+    assert answer == ask(ex, "7")
+    assert str(answer)
+    ex.save(tmp_path / "out")
+    loaded = Explanation.load(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"specsegdiff\.ask"):
+        loaded.ask("7")
+    assert ask(loaded, "7") == answer

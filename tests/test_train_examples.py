@@ -2,10 +2,12 @@
 
 import itertools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from models import noise
 
 from specsegdiff.cells import RegionGrid, truth_cells
@@ -29,6 +31,7 @@ from specsegdiff.narration.schema import FREQUENCIES, KINDS, PHONES, TIMES, unsu
 from specsegdiff.train.examples import (
     Example,
     ExampleConfig,
+    _stretches,
     describe,
     export,
     make_examples,
@@ -100,6 +103,56 @@ def test_the_true_cells_are_those_of_the_true_mask(pairs, tmp_path):
     assert examples[0].truth == truth_cells(mask, RegionGrid(stft.axes(N)))
     # the second pair carries 4 kHz: nothing is true above
     assert all((int(id) - 1) // 4 >= 2 for id in examples[2].truth)
+
+
+def test_stretches_are_examples_of_their_own(pairs, tmp_path):
+    """Each has the cells of its own waves, and the part of the heatmap over them."""
+    from PIL import Image
+
+    from specsegdiff.data.pairs import load_pair
+
+    shown = []
+
+    def rising(wave):
+        frames = wave.shape[-1] // 256 + 1
+        shown.append(frames)
+        return torch.linspace(0, 1, frames).expand(1, 513, frames)
+
+    bare = PictureConfig(width=64, height=64, axes=False, ids=False, heat=True)
+    # with this seed two of them begin far inside
+    config = replace(SMALL, crops=3, seed=4, picture=bare)
+    examples = make_examples(pairs[:1], tmp_path, config=config, explainer=rising)
+    assert [e.id for e in examples[::2]] == ["a", "a-1", "a-2", "a-3"]
+    # one heatmap for all
+    assert shown == [63]
+    stretches = list(_stretches("a", 63, config))
+    assert stretches[0] == (0, 63)
+    assert all(0 <= a < b <= 63 and 2 * (b - a) >= 63 for a, b in stretches)
+    assert len(set(stretches)) == 4
+    assert list(_stretches("a", 63, replace(config, seed=1))) != stretches
+    assert list(_stretches("b", 63, config)) != stretches
+    real, fake = load_pair(pairs[0])
+    stft = Stft()
+    for example, (first, last) in zip(examples[::2], stretches, strict=True):
+        one, other = real[first * 256 : last * 256], fake[first * 256 : last * 256]
+        mask = ground_truth(stft.magnitude(one)[None], stft.magnitude(other)[None])[0]
+        assert example.truth == truth_cells(mask, RegionGrid(stft.axes(len(one))))
+        with Image.open(tmp_path / example.picture) as picture:
+            hot = np.asarray(picture.convert("RGB"))[32, 64:].astype(int).sum(1)
+        # the heat at a stretch's edges is that of its first and last frame: brighter, the later
+        edges = [colormaps["magma"](frame / 62)[:3] for frame in (first, min(last, 62))]
+        assert hot[0] == pytest.approx(255 * sum(edges[0]), abs=25)
+        assert hot[-1] == pytest.approx(255 * sum(edges[1]), abs=25)
+
+
+def test_progress_is_told(pairs, tmp_path):
+    told = []
+    make_examples(
+        pairs, tmp_path, config=SMALL, explainer=heat, progress=lambda *done: told.append(done)
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    with pytest.raises(ConfigError, match="crops"):
+        replace(SMALL, crops=-1)
 
 
 # ------------------------------------------------------------------ files

@@ -40,6 +40,7 @@ from specsegdiff.train.narrator import (
     read_config,
     train,
 )
+from specsegdiff.train.small_vlm import SmallConfig
 
 # Lightning's advice on workers, folders and intervals
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -374,14 +375,17 @@ def test_seeds_of_draws_depend_on_all_three():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "narrator").glob("*.yaml")), ids=str)
 def test_the_shipped_configurations_are_valid(path):
     config = read_config(path)
-    assert config.stage == path.stem
+    assert config.stage == path.stem.removeprefix("small-")
     # what a run writes is what it read
     again = json.loads(json.dumps(asdict(config)))
-    assert NarratorConfig(**again | {"policy": PolicyConfig(**again["policy"])}) == config
+    parts = {"policy": PolicyConfig(**again["policy"]), "small": SmallConfig(**again["small"])}
+    assert NarratorConfig(**again | parts) == config
 
 
 def test_there_is_a_configuration_for_every_stage():
-    assert {path.stem for path in (ROOT / "configs" / "narrator").glob("*.yaml")} == set(STAGES)
+    small = {f"small-{stage}" for stage in ("base", *STAGES)}
+    found = {path.stem for path in (ROOT / "configs" / "narrator").glob("*.yaml")}
+    assert found == small | set(STAGES)
 
 
 def test_settings_outside_their_domain_are_refused(corpus, tmp_path):

@@ -4,9 +4,11 @@ The answers are what rules find beside the genuine twin: the cells that the true
 their fields, and a sentence on the kind of artifact. Other trainers read the same files.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ from specsegdiff.narration.parsing import Finding, write_cells, write_findings
 from specsegdiff.narration.picture import PictureConfig, draw_regions
 from specsegdiff.narration.prompts import Prompt, describe_prompt, select_prompt
 from specsegdiff.narration.schema import Kind
-from specsegdiff.shapes import Mask, Wave
+from specsegdiff.shapes import Map, Mask, Wave
 
 SEEN: dict[Kind | None, str] = {
     "noise flattening": "the noise is flattened, without its grain; it may sound smooth and dull",
@@ -50,6 +52,11 @@ class ExampleConfig:
     "Columns of the grid."
     k: int = 3
     "Regions asked for."
+    crops: int = 0
+    """Stretches of each recording that become examples beside the whole, at random places and at
+    least half as long: the true regions of a stretch are others."""
+    seed: int = 0
+    "Of these places."
     picture: PictureConfig = field(default_factory=PictureConfig)
     "The picture."
     masks: MaskConfig = field(default_factory=MaskConfig)
@@ -57,13 +64,17 @@ class ExampleConfig:
     stft: StftConfig = field(default_factory=StftConfig)
     "Axes of the picture and of the ground truth."
 
+    def __post_init__(self) -> None:
+        if self.crops < 0:
+            raise ConfigError(f"ExampleConfig.crops must be at least 0, got {self.crops!r}")
+
 
 @dataclass(frozen=True)
 class Example:
     """One question about one picture, with its answer and what the rewards need."""
 
     id: str
-    "Name of the recording, and so on: unique for its query."
+    "Name of the pair, of a stretch with its number behind: unique for its query."
     query: Literal[1, 2]
     "1 asks where, 2 asks what."
     picture: str
@@ -85,21 +96,24 @@ def make_examples(
     *,
     config: ExampleConfig | None = None,
     explainer: Explainer | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> list[Example]:
     """Draw the fake of every pair into ``folder``, and ask both questions about it.
 
-    ``folder`` gets a PNG for each pair and ``examples.jsonl``, which `export` writes. ``explainer``
-    gives the heatmap where the picture has one; it must not have seen these recordings, or the
-    narrator learns to trust it too much. Pairs that are aligned by warping, or whose true mask
-    touches fewer than ``k`` cells, are left out.
+    ``folder`` gets a PNG for each pair, and for each stretch of it, and ``examples.jsonl``, which
+    `export` writes. ``explainer`` gives the heatmap where the picture has one; it should not have
+    seen these recordings, or the narrator learns to trust it too much. Pairs that are aligned by
+    warping, and what has a true mask in fewer than ``k`` cells, are left out. ``progress`` is
+    called with (pairs done, all).
     """
     folder, config = Path(folder), config or ExampleConfig()
     folder.mkdir(parents=True, exist_ok=True)
-    examples = [
-        example
-        for number, pair in enumerate(pairs)
-        for example in _examples(pair, f"{number:06d}.png", folder, config, explainer)
-    ]
+    examples: list[Example] = []
+    for number, pair in enumerate(pairs):
+        if pair.align != "dtw":
+            examples += _examples(pair, f"{number:06d}", folder, config, explainer)
+        if progress:
+            progress(number + 1, len(pairs))
     export(examples, folder / "examples.jsonl")
     return examples
 
@@ -107,17 +121,44 @@ def make_examples(
 def _examples(
     pair: Pair, name: str, folder: Path, config: ExampleConfig, explainer: Explainer | None
 ) -> Iterator[Example]:
-    if pair.align == "dtw":
-        return
+    """Examples of a pair and of its stretches; all share one heatmap."""
     real, fake = load_pair(pair, config=config.stft)
+    heatmap = explainer(fake[None])[0] if explainer else None
+    hop, axes = config.stft.hop, Stft(config.stft).axes(len(fake))
+    for place, (first, last) in enumerate(_stretches(pair.id, axes.shape[1], config)):
+        cut = slice(first * hop, last * hop)
+        part = real[cut], fake[cut]
+        # frame i is centred on sample i * hop
+        n = Stft(config.stft).axes(len(part[1])).shape[1]
+        hot = None if heatmap is None else heatmap[:, first : first + n]
+        more = f"-{place}" if place else ""
+        yield from _questions(
+            replace(pair, id=pair.id + more), *part, hot, folder / f"{name}{more}.png", config
+        )
+
+
+def _stretches(id: str, n_frames: int, config: ExampleConfig) -> Iterator[tuple[int, int]]:
+    """First frame and end of the whole recording, and of each stretch."""
+    yield 0, n_frames
+    digest = hashlib.sha256(f"{config.seed}/{id}".encode()).digest()
+    generator = random.Random(digest)
+    for _ in range(config.crops):
+        length = generator.randint(-(-n_frames // 2), n_frames)
+        first = generator.randint(0, n_frames - length)
+        yield first, first + length
+
+
+def _questions(
+    pair: Pair, real: Wave, fake: Wave, heatmap: Map | None, path: Path, config: ExampleConfig
+) -> Iterator[Example]:
+    """Both questions about one picture, which is drawn to ``path``."""
     stft = Stft(config.stft)
     axes = stft.axes(len(fake))
     regions = RegionGrid(axes, config.rows, config.columns)
     ids = truth_cells(_mask(real, fake, pair, stft, config.masks), regions, k=config.k)
     if len(ids) < config.k:
         return
-    heatmap = explainer(fake[None])[0] if explainer else None
-    draw_regions(fake, regions, heatmap=heatmap, config=config.picture).save(folder / name)
+    draw_regions(fake, regions, heatmap=heatmap, config=config.picture).save(path)
     frames = frames_of(fake, axes)
     findings = []
     for id in ids:
@@ -137,8 +178,8 @@ def _examples(
         for finding in findings
     )
     where, what = select_prompt(regions, k=config.k), describe_prompt(regions, ids)
-    yield Example(pair.id, 1, name, where, write_cells(ids), truth=ids)
-    yield Example(pair.id, 2, name, what, write_findings(findings), ids=ids, truth=rows)
+    yield Example(pair.id, 1, path.name, where, write_cells(ids), truth=ids)
+    yield Example(pair.id, 2, path.name, what, write_findings(findings), ids=ids, truth=rows)
 
 
 def describe(time: str, frequency: str, phone: str, kind: Kind | None) -> str:

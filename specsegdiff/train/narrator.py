@@ -2,8 +2,10 @@
 
 Stages 1 train the adapter ``cells`` on Query 1, stages 2 the adapter ``text`` on Query 2; the model
 below stays as it is. A stage is a YAML file in ``configs/narrator``, starts from the adapter that
-the stage before left, and leaves one. The loss of GRPO is `specsegdiff.narration.policy`, the
-rewards are `specsegdiff.narration.rewards`; what is here moves tensors.
+the stage before left, and leaves one. A small model of our own has a stage before them, ``base``,
+which trains all of it on both queries: an adapter needs a model that can read and write. The loss
+of GRPO is `specsegdiff.narration.policy`, the rewards are `specsegdiff.narration.rewards`; what is
+here moves tensors.
 
 Several processes give what one gives: each takes its part of every batch, and a group's draws
 depend on its own example only. With a script that calls `train` with ``devices=8`` and ``strategy``
@@ -55,9 +57,11 @@ from specsegdiff.narration.vlm import (
 )
 from specsegdiff.train.examples import Example, read_examples
 from specsegdiff.train.recipe import RunConfig, optimise, read_yaml
+from specsegdiff.train.small_vlm import SmallConfig, make_small_vlm, save_vlm
 
-Stage: TypeAlias = Literal["sft-1", "grpo-1", "sft-2", "grpo-2"]
-"""What is learned, and how: 1 is where, 2 is what; answers by heart, or by reward."""
+Stage: TypeAlias = Literal["base", "sft-1", "grpo-1", "sft-2", "grpo-2"]
+"""What is learned, and how: 1 is where, 2 is what; answers by heart, or by reward. ``base`` learns
+both by heart, with all parameters."""
 
 REFERENCE = "reference"
 "Name of the frozen adapter that GRPO's divergence is measured from."
@@ -68,11 +72,14 @@ class NarratorConfig(RunConfig):
     """One stage; a YAML file in ``configs/narrator`` holds one of these."""
 
     stage: Stage
-    "Which of the four."
-    model: str
-    "Folder or hub id of the model, the same for all stages."
+    "Which of the four, or ``base`` before them."
+    model: str | None = None
+    """Folder or hub id of the model, the same for all stages; null only for base, which then builds
+    a small one."""
+    small: SmallConfig = field(default_factory=SmallConfig)
+    "Sizes of that small one."
     examples: str
-    "JSONL that `train.examples` wrote; rows of the stage's query are trained on."
+    "JSONL that `train.examples` wrote; rows of the stage's query are trained on, for base all."
     adapter: str | None = None
     "Folder of the adapter to go on with, that of the stage before; null starts a new one."
     rank: int = 32
@@ -105,6 +112,11 @@ class NarratorConfig(RunConfig):
                 f"NarratorConfig.stage must be one of {', '.join(get_args(Stage))}, "
                 f"got {self.stage!r}"
             )
+        if self.model is None and self.stage != "base":
+            raise ConfigError(
+                f"stage {self.stage} trains an adapter of a model; set model to the folder that "
+                "base wrote, or to a hub id"
+            )
         for name in ("rank", "alpha", "max_tokens", "temperature"):
             if not getattr(self, name) > 0:
                 raise ConfigError(
@@ -114,14 +126,16 @@ class NarratorConfig(RunConfig):
             raise ConfigError(f"NarratorConfig.dropout must lie in [0, 1), got {self.dropout!r}")
 
     @property
-    def query(self) -> int:
-        """1 for where, 2 for what."""
-        return int(self.stage[-1])
+    def queries(self) -> tuple[int, ...]:
+        """What is trained on: 1 for where, 2 for what."""
+        return (1, 2) if self.stage == "base" else (int(self.stage[-1]),)
 
     @property
-    def adapter_name(self) -> str:
-        """Name of the adapter that is trained."""
-        return CELLS_ADAPTER if self.query == 1 else TEXT_ADAPTER
+    def adapter_name(self) -> str | None:
+        """Name of the adapter that is trained; None where the model is."""
+        if self.stage == "base":
+            return None
+        return CELLS_ADAPTER if self.queries == (1,) else TEXT_ADAPTER
 
 
 def read_config(path: str | Path, **changes: Any) -> NarratorConfig:
@@ -232,7 +246,8 @@ def answer_log_probs(
 
 
 class _Adapting(L.LightningModule):
-    """What both kinds of stage share: the adapter is all that is trained, and all that is saved."""
+    """What both kinds of stage share: the adapter is all that is trained, and all that is saved;
+    for stage ``base`` it is the model."""
 
     def __init__(self, config: NarratorConfig, model: Any, processor: Any) -> None:
         super().__init__()
@@ -242,7 +257,7 @@ class _Adapting(L.LightningModule):
         self.strict_loading = False
 
     def configure_optimizers(self) -> Any:
-        """AdamW on the adapter, with linear warm-up and a cosine to zero."""
+        """AdamW on what is trained, with linear warm-up and a cosine to zero."""
         return optimise([p for p in self.model.parameters() if p.requires_grad], self.config)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -257,9 +272,12 @@ class _Adapting(L.LightningModule):
             name: value for name, value in checkpoint["state_dict"].items() if name in trained
         }
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter as peft reads it, into ``folder``."""
+    def save(self, folder: Path) -> None:
+        """Write the adapter as peft reads it into ``folder``; for base the model, in half size."""
         name = self.config.adapter_name
+        if name is None:
+            save_vlm(self.model, self.processor, folder)
+            return
         self.model.save_pretrained(
             str(folder), selected_adapters=[name], save_embedding_layers=False
         )
@@ -404,7 +422,8 @@ def draw_seed(seed: int, step: int, id: str) -> int:
 
 
 def adapted(model: Any, config: NarratorConfig) -> Any:
-    """Put the stage's adapter on a model, ready to be trained; nothing else can be.
+    """Put the stage's adapter on a model, ready to be trained; nothing else can be. For base, all
+    of the model can.
 
     GRPO also gets a frozen copy of the adapter it starts from. An adapter that is loaded keeps its
     own rank, scale and layers.
@@ -413,7 +432,9 @@ def adapted(model: Any, config: NarratorConfig) -> Any:
 
     reinforced = config.stage.startswith("grpo")
     name = config.adapter_name
-    model.requires_grad_(False)
+    model.requires_grad_(name is None)
+    if name is None:
+        return model
     if config.adapter is None:
         lora = LoraConfig(
             r=config.rank,
@@ -444,22 +465,23 @@ def train(
     strategy: str = "auto",
     loaded: tuple[Any, Any] | None = None,
 ) -> Path:
-    """Run one stage, keep checkpoints and logs in ``out``, and write ``out/adapter``.
+    """Run one stage, keep checkpoints and logs in ``out``, and write ``out/adapter``, or the model
+    of base to ``out/model``.
 
     ``resume`` goes on from ``out/last.ckpt`` where there is one. ``loaded`` is a model with its
-    processor, instead of those that the configuration names. Returns the folder of the adapter.
+    processor, instead of those that the configuration names. Returns the folder that was written.
     Raises `ConfigError` where no example is for the stage, or processes cannot share the batch.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     L.seed_everything(config.seed, verbose=False)
-    examples = [e for e in read_examples(config.examples) if e.query == config.query]
+    examples = [e for e in read_examples(config.examples) if e.query in config.queries]
     if not examples:
         raise ConfigError(
-            f"{config.examples} has no example of Query {config.query}; "
+            f"{config.examples} has no example of Query {config.queries[0]}; "
             "make some with specsegdiff.train.examples"
         )
-    model, processor = loaded if loaded is not None else load_vlm(config.model)
+    model, processor = loaded if loaded is not None else _loaded(config, examples)
     kind = PolicyModule if config.stage.startswith("grpo") else SupervisedModule
     module = kind(config, model, processor)
     items = Examples(
@@ -506,11 +528,20 @@ def train(
         ckpt_path=last,
         weights_only=False,
     )
+    written = out / ("model" if config.stage == "base" else "adapter")
     if trainer.is_global_zero:
-        module.save_adapter(out / "adapter")
+        module.save(written)
         text = json.dumps(dataclasses.asdict(config), indent=2)
         hub.write_atomic(out / "config.json", text.encode())
-    return out / "adapter"
+    return written
+
+
+def _loaded(config: NarratorConfig, examples: Sequence[Example]) -> tuple[Any, Any]:
+    """Model and processor of a stage: those that it names, or a small one that knows nothing."""
+    if config.model is not None:
+        return load_vlm(config.model)
+    texts = [t for e in examples for t in (e.prompt.system, e.prompt.user, e.answer)]
+    return make_small_vlm(texts, config.small, seed=config.seed)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -35,3 +35,7 @@ class OutputError(SpecSegDiffError, OSError):
 
 class DependencyError(SpecSegDiffError, ImportError):
     """An optional package or program that this call needs and that is not installed."""
+
+
+class WorkerError(SpecSegDiffError, RuntimeError):
+    """Worker processes that die or fail whatever the file."""

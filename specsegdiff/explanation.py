@@ -358,10 +358,10 @@ class Explanation:
         return render(
             self._heading(),
             self.plot(title=""),
-            self._players(),
+            self.players(),
             self.regions,
             sample_rate=self.axes.config.sample_rate,
-            alt=self._in_words(),
+            alt=self.in_words(),
             words=f"<p>{escape(self._foot())}</p>" + (self._said()[1] if self.narrator else ""),
         )
 
@@ -404,8 +404,8 @@ class Explanation:
             heading=f"{self._heading()}. {self._foot()}.",
             facts=tuple(facts.items()),
             picture=self.plot(title=""),
-            alt=self._in_words(),
-            players=self._players(),
+            alt=self.in_words(),
+            players=self.players(),
             regions=self.regions,
             words=text,
             words_html=html,
@@ -419,7 +419,7 @@ class Explanation:
         except ConfigError as error:
             return str(error), f"<p>{escape(str(error))}</p>"
 
-    def _in_words(self) -> str:
+    def in_words(self) -> str:
         """What the picture shows, for those who cannot see it."""
         top = self.axes.extent[3]
         shown = f"Spectrogram of {self.axes.duration:.2f} s up to {top:.0f} Hz with a heatmap"
@@ -436,7 +436,7 @@ class Explanation:
             foot += f"; p(spoof) {self.verdict.p_spoof:.2f} by {self.verdict.detector}"
         return foot
 
-    def _players(self) -> list[tuple[str, Tensor]]:
+    def players(self) -> list[tuple[str, Tensor]]:
         """Recording, artifacts and residual around the strongest region."""
         t0, t1 = self._strongest_stretch()
         original = self.audio("original", t0=t0, t1=t1)

@@ -36,7 +36,7 @@ def render(
     picture.savefig(image, format="png", dpi=dpi)
     sounds = "".join(
         f"<figure style='display:inline-block;margin:4px'><figcaption>{escape(name)}</figcaption>"
-        f"<audio controls src='{_data_uri(_flac(wave, sample_rate), 'audio/flac')}'></audio>"
+        f"<audio controls src='{data_uri(flac(wave, sample_rate), 'audio/flac')}'></audio>"
         "</figure>"
         for name, wave in players
     )
@@ -48,7 +48,7 @@ def render(
     )
     return (
         f"<div><p>{escape(heading)}</p>"
-        f"<img alt='{escape(alt)}' src='{_data_uri(image.getvalue(), 'image/png')}'>"
+        f"<img alt='{escape(alt)}' src='{data_uri(image.getvalue(), 'image/png')}'>"
         f"<div>{sounds}</div>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{words}</div>"
     )
@@ -64,7 +64,8 @@ def playable(wave: Tensor, *, gain_db: float = 0.0) -> Tensor:
     return wave * min(10 ** (gain_db / 20), 1 / peak)
 
 
-def _flac(wave: Tensor, sample_rate: int) -> bytes:
+def flac(wave: Tensor, sample_rate: int) -> bytes:
+    """Encode ``(n,)`` as 16-bit FLAC, lowered where it would pass full scale."""
     import soundfile
 
     sound = io.BytesIO()
@@ -78,5 +79,10 @@ def _flac(wave: Tensor, sample_rate: int) -> bytes:
     return sound.getvalue()
 
 
-def _data_uri(content: bytes, kind: str) -> str:
+def data_uri(content: bytes, kind: str) -> str:
+    """Write bytes of a MIME type as an address that holds them.
+
+    >>> data_uri(b"a", "text/plain")
+    'data:text/plain;base64,YQ=='
+    """
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from models import make_model
 from typer.testing import CliRunner, Result
 
+import specsegdiff as ssd
 from specsegdiff import api
 from specsegdiff.cli import app
 from specsegdiff.data.audio import load_audio, write_audio
@@ -337,6 +339,93 @@ def test_benchmark_names_what_is_wrong(place: Path, detector: Path, tmp_path: Pa
     refuse(*words, "--every", "0", says="--every")
     refuse(*words, "--out", place / "call.wav" / "results.json", says="choose a file")
     assert left_in(tmp_path) == []
+
+
+# ---------------------------------------------------------------- ask
+
+
+def test_ask_answers_on_a_part_of_a_saved_explanation(place: Path, tmp_path: Path) -> None:
+    explain(place, "--out", tmp_path / "out")
+    explanation = Explanation.load(tmp_path / "out")
+    box = ("--t0", 0.1, "--t1", 0.4, "--f0", 1000, "--f1", 3000)
+    told = json.loads(succeed("ask", tmp_path / "out", *box, "--json").stdout)
+    answer = ssd.ask(explanation, t0=0.1, t1=0.4, f0=1000.0, f1=3000.0)
+    assert told == json.loads(answer.to_json())
+    assert succeed("ask", tmp_path / "out", "7").stdout == f"{ssd.ask(explanation, '7')}\n"
+    for task in ("detect", "classify", "localise", "ground"):
+        assert succeed("ask", tmp_path / "out", "--task", task).stdout.strip(), task
+    refuse("ask", tmp_path / "out", "7", "--task", "ground", says="leave the question out")
+    refuse("ask", tmp_path / "out", "--t0", 90, says="90")
+
+
+def test_ask_explains_a_recording_first(place: Path) -> None:
+    result = succeed("ask", place / "call.wav", "R1", "--model", place / "model")
+    assert "R1" in result.stdout
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_export_writes_graphs_of_the_model(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="graphs need the extra 'onnx'")
+    from specsegdiff.export import OnnxSegmenter
+    from specsegdiff.hub import weights_hash
+
+    result = succeed("export", tmp_path / "graphs", "--model", place / "model", "--json")
+    assert sorted(json.loads(result.stdout)["files"]) == [
+        str(tmp_path / "graphs" / name) for name in ("denoiser.onnx", "encoder.onnx")
+    ]
+    model = SpecSegDiff.from_pretrained(place / "model")
+    assert OnnxSegmenter(tmp_path / "graphs").weights_sha256 == weights_hash(model)
+
+
+# ---------------------------------------------------------------- explain-corpus
+
+
+@pytest.fixture
+def corpus(place: Path, tmp_path: Path) -> Path:
+    """A manifest of two recordings, one of which is missing."""
+    (tmp_path / "m.csv").write_text(f"id,path\na,{place / 'call.wav'}\nb,absent.wav\n")
+    return tmp_path / "m.csv"
+
+
+def test_explain_corpus_writes_a_row_for_each_recording_and_goes_on(
+    place: Path, corpus: Path, tmp_path: Path
+) -> None:
+    from specsegdiff.bulk import mask_of, read_parts
+
+    words = ["explain-corpus", corpus, "--out", tmp_path / "maps", "--workers", 0, "--no-detector"]
+    words += ["--model", place / "model"]
+    result = succeed(*words)
+    assert re.search(r"2 recordings in (\d) of \1 shards, 1 of them with an error", result.stdout)
+    rows = {row["id"]: row for row in read_parts(tmp_path / "maps")}
+    expected = api.explain(
+        place / "call.wav",
+        model=SpecSegDiff.from_pretrained(place / "model"),
+        detector=False,
+        progress=False,
+    )
+    np.testing.assert_array_equal(mask_of(rows["a"]), expected.mask.numpy())
+    assert rows["b"]["error_type"] == "AudioError"
+    told = json.loads(succeed(*words, "--json").stdout)
+    assert (told["files"], told["errors"], told["complete"]) == (2, 1, True)
+    refuse(*words, "--seed", 1, says="settings.seed was 0, is 1")
+    refuse(*words, "--ray", "--rank", 0, "--world", 1, says="either --ray or --rank")
+    refuse(*words, "--precision", "float16", says="precision must be one of")
+
+
+def test_explain_corpus_that_a_signal_ends_says_so(
+    place: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specsegdiff import bulk
+
+    left = bulk.Summary(files=1, errors=0, shards=2, finished=1)
+    monkeypatch.setattr(bulk, "explain_corpus", lambda *_, **__: left)
+    result = run("explain-corpus", corpus, "--out", tmp_path / "maps")
+    assert result.exit_code == 75
+    assert "run the same command again" in result.stdout
+    result = run("explain-corpus", corpus, "--out", tmp_path / "maps", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["complete"]) == (75, False)
 
 
 # ---------------------------------------------------------------- make-pairs

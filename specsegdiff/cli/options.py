@@ -1,0 +1,45 @@
+"""Options that several commands share, and what they stand for."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specsegdiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specsegdiff.models.segdiff import SpecSegDiff
+
+Model = Annotated[
+    str | None, typer.Option(help="Folder or Hub id of a model; by default the embedded one.")
+]
+Draws = Annotated[
+    int | None, typer.Option(min=1, help="Masks that the heatmap averages; default: the model's.")
+]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Denoising steps a draw; default: the model's.")
+]
+Seed = Annotated[int, typer.Option(help="Seed; the same seed gives the same result.")]
+Device = Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cuda:1, ...")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON and nothing else; errors are JSON, too.")
+]
+
+
+def load_model(source: str | None) -> "SpecSegDiff | None":
+    """Model of an option `Model`; None is the embedded one."""
+    from specsegdiff.models.segdiff import SpecSegDiff
+
+    return None if source is None else SpecSegDiff.from_pretrained(source)
+
+
+def check_device(name: str) -> None:
+    """Raise `ConfigError` where nothing can be computed on a device."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    # torch asserts that it was built for the device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"cannot compute on device {name!r} ({error}); use cpu, or cuda where there is one"
+        ) from error

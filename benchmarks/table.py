@@ -262,7 +262,7 @@ def _headline(parts: Mapping[str, Mapping[str, Any]]) -> str:
     return text
 
 
-FINE = ("ff", "seconds", "similarity")
+FINE = ("ff", "seconds", "similarity", "auc")
 "Columns with two decimals."
 
 BARE = ("seconds", "peak_mb")
@@ -277,6 +277,35 @@ def cell(score: Sequence[float] | None, name: str = "") -> str:
     return f"{mean} ({' to '.join(bounds)})" if bounds and name not in BARE else mean
 
 
+def probes(result: Mapping[str, Any]) -> str:
+    """Markdown of region-indexed probes: which parts of speech betray a vocoder."""
+    meta = result["meta"]
+    lines = [
+        [
+            row["encoder"],
+            row["region"],
+            f"{100 * row['present']['unseen']:.0f} %",
+            *(cell(row["auc"].get(part), "auc") for part in ("val", "seen", "unseen")),
+            *(cell(row.get(gain, {}).get("unseen"), "auc") for gain in ("over_all", "over_random")),
+            f"{100 * row['rests_on']:.0f} %" if "rests_on" in row else "-",
+        ]
+        for row in result["rows"]
+        if row["division"] in ("all", "sound", "band")
+    ]
+    head = ["encoder", "region", "present", "AUC, val", "AUC, seen", "AUC, unseen"]
+    head += ["above all frames, unseen", "above random places, unseen", "decisions that rest on it"]
+    fakes = meta["vocoded"]
+    return (
+        f"{_table(head, lines)}\nArea under the ROC curve with 95 % bootstrap intervals by source "
+        "recording; probes trained on train, layer and penalty chosen on val. Above all frames: "
+        "the difference to the probe of all of the encoder's frames, on the same recordings; above "
+        "random places: to a probe of as many frames from anywhere. Decisions: of the fakes that "
+        "the division's probes together call spoof, those that rest on the region. "
+        f"{fakes['seen']} fakes of seen and {fakes['unseen']} of unseen vocoders. "
+        f"Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
+    )
+
+
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "segmentation": segmentation,
     "segmentation-four-vocoders": four_vocoders,
@@ -285,6 +314,7 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "speed": speed,
     "attribution": attribution,
     "attribution-timing": attribution_timing,
+    "probes": probes,
 }
 
 

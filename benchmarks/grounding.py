@@ -145,7 +145,7 @@ def agreements(
                 of_fields.get(fields(item.truth), "") for item in known
             ]
         for (name, said), (null, key) in ((t, n) for t in texts.items() for n in nulls.items()):
-            row: dict[str, Any] = {"axis": axis, "text": name, "null": null}
+            row: dict[str, Any] = {"axis": axis, "text": name, "shuffled": null}
             try:
                 found = agreement(
                     said,

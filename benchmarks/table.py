@@ -330,8 +330,8 @@ def grounding(result: Mapping[str, Any]) -> str:
         "recordings; when, phone and kind of artifact as the pair shows them, damage is whether "
         "any kind is there. Chance: the same texts shuffled over the cells of their recording, "
         "over all recordings at one cell, or over cells of one band and kind of sound. 95 % "
-        "bootstrap intervals by source recording. The family of damage tells the vocoder's family in "
-        f"{cell([100 * v for v in family['family of damage']])} percent, a constant in "
+        "bootstrap intervals by source recording. The family of damage tells the vocoder's family "
+        f"in {cell([100 * v for v in family['family of damage']])} percent, a constant in "
         f"{cell([100 * v for v in family['constant']])}. "
         f"Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
     )

@@ -359,8 +359,8 @@ def test_ask_answers_on_a_part_of_a_saved_explanation(place: Path, tmp_path: Pat
 
 
 def test_ask_explains_a_recording_first(place: Path) -> None:
-    result = succeed("ask", place / "call.wav", "R1", "--model", place / "model")
-    assert "R1" in result.stdout
+    result = succeed("ask", place / "call.wav", "R1", "--model", place / "model", "--json")
+    assert [found["id"] for found in json.loads(result.stdout)["places"]] == ["R1"]
 
 
 # ---------------------------------------------------------------- export

@@ -1,11 +1,11 @@
 """Parts of a corpus on disk: each is whole or absent, and a marker says when it is finished.
 
-```text
-out/run.json                 weights, settings and manifest of the run
-    plan.parquet             which recording is in which shard
-    parts/part-00012.parquet one row a recording of shard 12
-    done/part-00012.json     hashes: the part is whole, and belongs to this run
-```
+::
+
+    out/run.json                 weights, settings and manifest of the run
+        plan.parquet             which recording is in which shard
+        parts/part-00012.parquet one row a recording of shard 12
+        done/part-00012.json     hashes: the part is whole, and belongs to this run
 
 A part is written to a hidden name, flushed to the disk and renamed, then so is its marker. A kill
 in between leaves a part without marker, which the next run writes again under the same name: so no

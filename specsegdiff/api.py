@@ -2,8 +2,8 @@
 
 import contextlib
 import itertools
+import os
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 from specsegdiff.narration.answers import ask
 from specsegdiff.narration.rules import RuleNarrator
 from specsegdiff.narration.schema import Narrator, Report
+from specsegdiff.progress import reported
 from specsegdiff.sampling import Draws, fastest_dtype, sample
 from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter
 
@@ -83,14 +84,15 @@ def explain(
         raise ConfigError(f"share must lie between 0 and 1, got {share!r}")
     with open_audio(source, sample_rate, target_rate=config.stft.sample_rate) as stream:
         wave, gain = _read(stream, model)
-        name = stream.name
+        name, file_hash = stream.name, _file_hash(source)
     draws = config.draws if draws is None else draws
     steps = config.steps if steps is None else steps
     precision = precision or fastest_dtype(device)
     frames = config.stft.n_frames(wave.shape[1])
     heat, spread = (MapWriter(config.stft.n_freqs, frames) for _ in range(2))
     passes = -(-frames // WINDOW_FRAMES) * draws * steps
-    with _ready(model, device), _progress(progress, total=passes) as advance:
+    telling = reported(progress, total=passes, unit="pass", name="explain", long=passes > 256)
+    with _ready(model, device), telling as advance:
         for start in range(0, frames, WINDOW_FRAMES):
             window = _explain_window(
                 model,
@@ -118,7 +120,7 @@ def explain(
         steps=steps,
         share=share,
         precision=str(precision).removeprefix("torch."),
-        file_sha256=file_sha256(Path(source)) if isinstance(source, str | Path) else "",
+        file_sha256=file_hash,
         runtime=_runtime(device),
         verdict=_verdict(judge, wave, device) if judge else None,
         narrator=narrator or RuleNarrator(),
@@ -223,6 +225,18 @@ def _explain_window(
     return Draws(drawn.mean[..., inside], drawn.spread[..., inside])
 
 
+def _file_hash(source: AudioSource) -> str:
+    """SHA-256 of a file; empty for what is none."""
+    if not isinstance(source, str | os.PathLike):
+        return ""
+    try:
+        return file_sha256(Path(source))
+    except OSError as error:
+        raise AudioError(
+            f"{source} was read, but cannot be hashed ({error}); leave it in place until the end"
+        ) from error
+
+
 def _runtime(device: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
     place = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
@@ -264,25 +278,3 @@ def _ready(model: torch.nn.Module, device: str) -> Iterator[None]:
         yield
     finally:
         model.to(home).train(training)
-
-
-@contextlib.contextmanager
-def _progress(
-    wanted: Callable[[int, int], object] | bool | None, *, total: int
-) -> Iterator[Callable[[int], object]]:
-    if callable(wanted):
-        done = 0
-
-        def advance(passes: int) -> None:
-            nonlocal done
-            done += passes
-            wanted(done, total)
-
-        yield advance
-    elif wanted or (wanted is None and total > 256 and sys.stderr.isatty()):
-        from tqdm.auto import tqdm
-
-        with tqdm(total=total, unit="pass", desc="explain") as bar:
-            yield bar.update
-    else:
-        yield lambda passes: None

@@ -94,13 +94,8 @@ class CaseFile:
         """Pages of text, and one of pictures; the same parts give the same bytes."""
         from matplotlib.backends.backend_pdf import PdfPages
 
-        rows = [
-            f"{r.id:>5}  {r.t0:8.2f}-{r.t1:.2f} s  {r.f0:6.0f}-{r.f1:.0f} Hz  heat {r.score:.2f}  "
-            f"{100 * r.share:.1f} % of the mask"
-            for r in self.regions
-        ]
         lines = [self.title, "", self.heading, ""]
-        lines += ["REGIONS", *rows, "", "IN WORDS", *self.words.splitlines(), ""]
+        lines += ["REGIONS", *map(str, self.regions), "", "IN WORDS", *self.words.splitlines(), ""]
         lines += ["HOW IT WAS MADE", *(f"{name}: {value}" for name, value in self.facts), ""]
         lines += ["WHAT IT CANNOT TELL", *LIMITS]
         wrapped = [part for line in lines for part in textwrap.wrap(line, _COLUMNS) or [""]]

@@ -1,5 +1,6 @@
 """`explain`, whole: no seams between windows, equal maps of equal calls, typed errors."""
 
+import hashlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -420,3 +421,17 @@ def test_an_explanation_is_asked_about_a_part_of_itself(model, tmp_path):
     with pytest.raises(ConfigError, match=r"specsegdiff\.ask"):
         loaded.ask("7")
     assert ask(loaded, "7") == answer
+
+
+def test_the_hash_of_the_file_is_taken_while_it_is_there(model, tmp_path, monkeypatch):
+    sf.write(tmp_path / "call.wav", WAVE, RATE)
+    digest = hashlib.sha256((tmp_path / "call.wav").read_bytes()).hexdigest()
+    assert explain(str(tmp_path / "call.wav"), model=model).provenance.file_sha256 == digest
+    assert explain(WAVE, RATE, model=model).provenance.file_sha256 == ""
+
+    def gone(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(api, "file_sha256", gone)
+    with pytest.raises(AudioError, match="cannot be hashed"):
+        explain(tmp_path / "call.wav", model=model)

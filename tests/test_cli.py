@@ -1,5 +1,6 @@
 """The command line: every command on a tiny untrained model, and every way to end."""
 
+import hashlib
 import json
 import os
 import re
@@ -123,7 +124,9 @@ def test_explain_prints_regions_and_writes_maps_picture_and_sound(
     # nothing else stays, hidden or not
     assert left_in(tmp_path) == ["out"]
     assert len(left_in(tmp_path / "out")) == 10
-    assert explanation.provenance.file_sha256 in (tmp_path / "out" / "report.html").read_text()
+    digest = hashlib.sha256((place / "call.wav").read_bytes()).hexdigest()
+    assert explanation.provenance.file_sha256 == digest
+    assert digest in (tmp_path / "out" / "report.html").read_text()
     assert (tmp_path / "out" / "report.pdf").read_bytes().startswith(b"%PDF")
     said = json.loads((tmp_path / "out" / "report.json").read_text())
     assert Report.from_dict(said).cells

@@ -1,8 +1,6 @@
 """Explain a corpus: as many recordings as there are, on one machine or as one of many."""
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from specsegdiff.bulk.shards import explain_shard
 from specsegdiff.bulk.stopping import Stop, stop_on_signals
 from specsegdiff.bulk.workers import explain_in_processes
 from specsegdiff.errors import ConfigError
+from specsegdiff.progress import reported
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ def explain_corpus(
     files = sum(marker.rows for marker in markers)
     left = sum(run.first[shard + 1] - run.first[shard] for shard in todo)
     stop = Stop(grace=grace)
-    with stop_on_signals(stop), shown(progress, files, files + left) as advance:
+    telling = reported(progress, total=files + left, done=files, unit="file", name="explain corpus")
+    with stop_on_signals(stop), telling as advance:
 
         def done(marker: Marker) -> None:
             markers.append(marker)
@@ -106,25 +106,3 @@ def summarise(markers: Sequence[Marker], *, shards: int) -> Summary:
         shards=shards,
         finished=len(markers),
     )
-
-
-@contextmanager
-def shown(
-    wanted: Callable[[int, int], object] | bool | None, done: int, total: int
-) -> Iterator[Callable[[int], object]]:
-    """What a shard's recordings are reported to: a callable, a bar, or nobody."""
-    if callable(wanted):
-
-        def advance(files: int) -> None:
-            nonlocal done
-            done += files
-            wanted(done, total)
-
-        yield advance
-    elif wanted or (wanted is None and sys.stderr.isatty()):
-        from tqdm.auto import tqdm
-
-        with tqdm(total=total, initial=done, unit="file", desc="explain corpus") as bar:
-            yield bar.update
-    else:
-        yield lambda files: None

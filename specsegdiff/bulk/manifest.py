@@ -148,12 +148,10 @@ def _of_columns(columns: dict[str, list[Any]], *, name: str) -> list[Item]:
 
 
 def _of_folder(folder: Path) -> list[Item]:
-    from specsegdiff.data.pairs import AUDIO_SUFFIXES
+    from specsegdiff.data.pairs import has_audio_name
 
     paths = [
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.suffix.lower() in AUDIO_SUFFIXES and not file.name.startswith(".")
+        file.relative_to(folder).as_posix() for file in folder.rglob("*") if has_audio_name(file)
     ]
     return [Item(path, path) for path in sorted(paths)]
 

@@ -131,13 +131,13 @@ def _one_draw(source: str | None) -> "Explainer":
 
 
 def _sources(paths: Sequence[Path], split: str) -> "Iterator[Source]":
-    from specsegdiff.data.pairs import AUDIO_SUFFIXES
+    from specsegdiff.data.pairs import has_audio_name
     from specsegdiff.data.synthesis import Source
 
     for path in paths:
         if path.is_dir():
             for file in sorted(path.rglob("*")):
-                if file.suffix.lower() in AUDIO_SUFFIXES and not file.name.startswith("."):
+                if has_audio_name(file):
                     name = "-".join(file.relative_to(path).with_suffix("").parts)
                     yield Source(file, id=name, split=split)
         elif path.is_file():

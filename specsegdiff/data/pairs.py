@@ -203,16 +203,21 @@ def paired_folder(
     return pairs
 
 
+def has_audio_name(path: Path) -> bool:
+    """Whether a file's name is that of a recording: one of `AUDIO_SUFFIXES`, and not hidden.
+
+    >>> has_audio_name(Path("a/b.WAV")), has_audio_name(Path(".b.wav")), has_audio_name(Path("b"))
+    (True, False, False)
+    """
+    return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+
+
 def _recordings(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise CorpusError(f"{root} is not a folder; pass the folder of the recordings")
     found: dict[str, Path] = {}
     for file in sorted(root.rglob("*")):
-        if (
-            file.suffix.lower() not in AUDIO_SUFFIXES
-            or file.name.startswith(".")
-            or not file.is_file()
-        ):
+        if not (has_audio_name(file) and file.is_file()):
             continue
         name = file.relative_to(root).with_suffix("").as_posix()
         if name in found:

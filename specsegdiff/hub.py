@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import nn
 
@@ -65,7 +65,7 @@ def load_model(
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    folder = _resolve(source, revision=revision)
+    folder = resolve(source, revision=revision)
     try:
         stored = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         blob = (folder / WEIGHTS_NAME).read_bytes()
@@ -111,6 +111,24 @@ def load_model(
     model.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()})
     model.name = Path(source).resolve().name  # type: ignore[assignment]  # no module: plain text
     return model.eval()
+
+
+class Stored(nn.Module):
+    """A model that is its configuration and its tensors: a folder or a Hub repository holds it."""
+
+    config_kind: ClassVar[type[Any]]
+    "Class of its ``config``."
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """Load from a folder or a Hugging Face Hub id that `save_pretrained` wrote; raises
+        `CheckpointError` or `ConfigError`."""
+        return load_model(cls, cls.config_kind, source, revision=revision)
+
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
+        """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as
+        float16."""
+        save_model(self, folder, half=half)
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -208,7 +226,9 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _resolve(source: str | Path, *, revision: str | None) -> Path:
+def resolve(source: str | Path, *, revision: str | None) -> Path:
+    """Folder of a model, fetched from the Hub where the source is an id; raises `CheckpointError`
+    where there is none."""
     folder = Path(source)
     if folder.is_dir():
         return folder

@@ -142,7 +142,7 @@ def encoder(channels: tuple[int, ...], *, pool: int) -> nn.Sequential:
     return nn.Sequential(*(ResidualBlock(before, after, pool=pool) for before, after in pairs))
 
 
-class AASIST(nn.Module):
+class AASIST(hub.Stored):
     """Detector on raw waveforms: logits ``(b, 2)`` of ``("spoof", "bonafide")``.
 
     Any length n >= 1 works. Shorter recordings are repeated up to the window of 64,600 samples, as
@@ -157,6 +157,7 @@ class AASIST(nn.Module):
     ((3, 2), ('spoof', 'bonafide'))
     """
 
+    config_kind = AASISTConfig
     labels: tuple[str, ...] = LABELS
     "Names of the logits."
     sinc: Tensor
@@ -185,12 +186,6 @@ class AASIST(nn.Module):
         return cls(replace(PRESETS[name], **changes))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
-        """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or
-        `ConfigError`."""
-        return hub.load_model(cls, AASISTConfig, source, revision=revision)
-
-    @classmethod
     def from_published(cls, source: str | Path, **changes: Any) -> Self:
         """Load ``<source>.json`` and ``<source>.safetensors`` with the published names, such as
         ``weights/AASIST``, in evaluation mode; ``changes`` override fields of the configuration.
@@ -214,11 +209,6 @@ class AASIST(nn.Module):
         model = cls(replace(published_config(values, where=str(paths[0])), **changes))
         load_published(model, tensors, renames=RENAMES, unused=UNUSED, where=str(paths[1]))
         return model.eval()
-
-    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as
-        float16."""
-        hub.save_model(self, folder, half=half)
 
     def forward(self, wave: Wave) -> Float[Tensor, "b 2"]:
         """Logits of waveforms ``(b, n)``, float32 mono at 16 kHz; raises `ShapeError` on others."""

@@ -17,7 +17,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from specsegdiff import hub
 from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.models.segdiff import PRESETS, SegDiff, SegDiffConfig
 from specsegdiff.models.unet import LARGEST
@@ -113,6 +112,7 @@ class ADDSegDiff(SegDiff):
     The detector is frozen and no part of the saved weights: pass the one it was trained on.
     """
 
+    config_kind = ADDSegDiffConfig
     name = "ADDSegDiff"
     config: ADDSegDiffConfig
 
@@ -143,12 +143,12 @@ class ADDSegDiff(SegDiff):
         return cls(replace(ADDSegDiffConfig(**base), **changes), detector)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # without its detector it cannot look
         cls, source: str | Path, *, detector: FeatureSource, revision: str | None = None
     ) -> Self:
         """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or
         `ConfigError`."""
-        model = hub.load_model(cls, ADDSegDiffConfig, source, revision=revision)
+        model = super().from_pretrained(source, revision=revision)
         model.attach(detector)
         return model
 

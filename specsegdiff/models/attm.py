@@ -193,7 +193,7 @@ class ECAPA(nn.Module):
         return self.out(torch.cat([mean, spread], dim=1))
 
 
-class AttMECAPA(nn.Module):
+class AttMECAPA(hub.Stored):
     """Detector on all layers of an encoder: logits ``(b, 2)`` of ``("spoof", "bonafide")``.
 
     Lengths are handled as in `specsegdiff.models.wav2vec2_aasist.Wav2Vec2AASIST`.
@@ -206,6 +206,7 @@ class AttMECAPA(nn.Module):
 
     labels: tuple[str, ...] = LABELS
     "Names of the logits."
+    config_kind = AttMECAPAConfig
     name = "AttM-ECAPA"
     "What a verdict calls the model; `from_pretrained` sets the folder's or hub id's name."
 
@@ -248,17 +249,6 @@ class AttMECAPA(nn.Module):
         model.backbone = detector.backbone
         return model
 
-    @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
-        """Load from a folder or a Hugging Face Hub id that `save_pretrained` wrote; raises
-        `CheckpointError` or `ConfigError`."""
-        return hub.load_model(cls, AttMECAPAConfig, source, revision=revision)
-
-    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as
-        float16."""
-        hub.save_model(self, folder, half=half)
-
     def forward(self, wave: Wave) -> Float[Tensor, "b 2"]:
         """Logits of waveforms ``(b, n)``, float32 mono at 16 kHz; raises `ShapeError` on others."""
         return over_windows(
@@ -277,7 +267,7 @@ def load_detector(source: str | Path) -> "Wav2Vec2AASIST | AttMECAPA":
     Raises `CheckpointError` or `ConfigError`; only classes named here are built.
     """
     kinds = {kind.__name__: kind for kind in (Wav2Vec2AASIST, SSLAASIST, AttMECAPA)}
-    file = hub._resolve(source, revision=None) / hub.CONFIG_NAME
+    file = hub.resolve(source, revision=None) / hub.CONFIG_NAME
     try:
         written = json.loads(file.read_text(encoding="utf-8"))["class"]
         kind = kinds[written]

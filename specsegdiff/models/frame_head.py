@@ -5,7 +5,6 @@ here it stays, as an explainer that says when a recording is spoofed.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -56,7 +55,7 @@ def frame_head(width: int) -> nn.Linear:
     return head
 
 
-class FrameScorer(nn.Module):
+class FrameScorer(hub.Stored):
     """Scores each frame of recordings of any length; `forward` is an `Explainer`.
 
     Frame k covers the samples ``[hop k, hop k + reach)`` of the `EncoderConfig`. A recording longer
@@ -70,6 +69,7 @@ class FrameScorer(nn.Module):
     ((2, 49), (2, 513, 63))
     """
 
+    config_kind = FrameScorerConfig
     name = "frame-scorer"
     "What results call it; `from_pretrained` sets the folder's or hub id's name."
 
@@ -94,17 +94,6 @@ class FrameScorer(nn.Module):
         scorer.head = frame_head(config.backbone.hidden_size)
         scorer.backbone = detector.backbone
         return scorer
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
-        """Load from a folder or a Hugging Face Hub id that `save_pretrained` wrote; raises
-        `CheckpointError` or `ConfigError`."""
-        return hub.load_model(cls, FrameScorerConfig, source, revision=revision)
-
-    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as
-        float16."""
-        hub.save_model(self, folder, half=half)
 
     def forward(self, wave: Wave) -> Map:
         """Heat ``(b, f, t)`` on the axes of the `Stft`: `p_spoof` at each frame's time, the same in

@@ -8,7 +8,6 @@ synthesis changed.
 import abc
 import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, cast, get_args
 
 import torch
@@ -221,7 +220,7 @@ def signal_share(config: SegDiffConfig) -> Float[Tensor, " s"]:
     return signal
 
 
-class SegDiff(nn.Module, abc.ABC):
+class SegDiff(hub.Stored, abc.ABC):
     """What `SpecSegDiff` and its siblings share: everything but where the condition comes from.
 
     The networks see a padded grid of patches, ``(b, c, f', t')``; `fold` and `unfold` go to and
@@ -294,11 +293,6 @@ class SegDiff(nn.Module, abc.ABC):
         return torch.where(
             rms > 0, self.config.rms / rms.clamp_min(1e-12), torch.ones_like(rms)
         ).float()
-
-    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as
-        float16."""
-        hub.save_model(self, folder, half=half)
 
     # ------------------------------------------------------------------ map to grid and back
 
@@ -433,6 +427,7 @@ class SpecSegDiff(SegDiff):
     True
     """
 
+    config_kind = SegDiffConfig
     name = "SpecSegDiff"
 
     def __init__(self, config: SegDiffConfig | None = None) -> None:
@@ -446,12 +441,6 @@ class SpecSegDiff(SegDiff):
         if name not in PRESETS:
             raise ConfigError(f"no preset {name!r}; choose one of {sorted(PRESETS)}")
         return cls(replace(PRESETS[name], **changes))
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
-        """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or
-        `ConfigError`."""
-        return hub.load_model(cls, SegDiffConfig, source, revision=revision)
 
     def condition(self, wave: Wave, *, gain: Tensor | None = None) -> Map:
         """Normalised log-magnitude ``(b, f, t)`` of waveforms ``(b, n)``; ``gain`` overrides

@@ -100,7 +100,7 @@ PRESETS: dict[str, Wav2Vec2AASISTConfig] = {
 }
 
 
-class Wav2Vec2AASIST(nn.Module):
+class Wav2Vec2AASIST(hub.Stored):
     """Detector on wav2vec 2.0 features: logits ``(b, 2)`` of ``("spoof", "bonafide")``.
 
     Lengths are handled as in `specsegdiff.models.aasist.AASIST`: shorter recordings are repeated to
@@ -153,12 +153,6 @@ class Wav2Vec2AASIST(nn.Module):
         return cls(_preset(name, changes))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
-        """Load from a folder or a Hugging Face Hub id that `save_pretrained` wrote; raises
-        `CheckpointError` or `ConfigError`."""
-        return hub.load_model(cls, cls.config_kind, source, revision=revision)
-
-    @classmethod
     def from_backbone(
         cls, source: str | Path, *, revision: str | None = None, normalise: bool, **changes: Any
     ) -> Self:
@@ -205,11 +199,6 @@ class Wav2Vec2AASIST(nn.Module):
             where=str(path),
         )
         return model.eval()
-
-    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as
-        float16."""
-        hub.save_model(self, folder, half=half)
 
     def forward(self, wave: Wave) -> Float[Tensor, "b 2"]:
         """Logits of waveforms ``(b, n)``, float32 mono at 16 kHz; raises `ShapeError` on others."""

@@ -7,14 +7,13 @@ mean, and a sum.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from specsegdiff import hub
 from specsegdiff.errors import ConfigError, DependencyError, ShapeError
@@ -56,7 +55,7 @@ class ProbeConfig:
             )
 
 
-class RegionProbes(nn.Module):
+class RegionProbes(hub.Stored):
     """A logistic regression for each region on the mean of its tokens; make them with `fit`.
 
     The score of an item is the sum over its regions of log-odds times say. An absent region adds
@@ -75,6 +74,7 @@ class RegionProbes(nn.Module):
     (True, ('left',))
     """
 
+    config_kind = ProbeConfig
     weight: Float[Tensor, "r d"]
     bias: Float[Tensor, " r"]
     say: Float[Tensor, " r"]
@@ -208,15 +208,6 @@ class RegionProbes(nn.Module):
         part = self.say.to(values) * self._present(pooled) / pooled.counts.cpu().clamp_min(1)
         inside = labels[..., None] == torch.arange(len(self.config.regions))
         return einsum(odds, inside.to(odds), part, "b n r, b n r, b r -> b n")
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``; raises `OutputError`."""
-        hub.save_model(self, folder)
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
-        """Load from a folder or a Hub id that `save_pretrained` wrote; raises `CheckpointError`."""
-        return hub.load_model(cls, ProbeConfig, source, revision=revision)
 
     def _decision(
         self,

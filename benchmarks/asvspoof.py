@@ -35,9 +35,9 @@ from specsegdiff.data.protocols import (
 from specsegdiff.hub import write_atomic
 from specsegdiff.metrics.detection import asv_errors, asvspoof_eer, eer, min_tdcf
 from specsegdiff.metrics.localisation import frame_eer, segment_f1
-from specsegdiff.models.attm import load_detector
 from specsegdiff.models.detector import spoof_column
 from specsegdiff.models.frame_head import FrameScorer
+from specsegdiff.models.loading import load_detector
 
 RESULTS = Path(__file__).parent / "results"
 

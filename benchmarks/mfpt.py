@@ -34,8 +34,8 @@ from specsegdiff.data.splice import SpliceConfig
 from specsegdiff.errors import ConfigError
 from specsegdiff.hub import write_atomic
 from specsegdiff.metrics.localisation import frame_eer, segment_f1
-from specsegdiff.models.attm import load_detector
 from specsegdiff.models.frame_head import FrameScorer
+from specsegdiff.models.loading import load_detector
 from specsegdiff.train.mfpt import (
     VALIDATION_SEED,
     MFPTConfig,

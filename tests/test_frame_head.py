@@ -8,20 +8,18 @@ from models import noise
 
 from specsegdiff.errors import CheckpointError, ConfigError, ShapeError
 from specsegdiff.frontend import Stft, StftConfig
-from specsegdiff.models.encoder import EncoderConfig, encoder_config
+from specsegdiff.models.encoder import BackboneConfig
 from specsegdiff.models.frame_head import FrameScorer, FrameScorerConfig
 from specsegdiff.models.wav2vec2_aasist import PRESETS, Wav2Vec2AASIST
 
 pytest.importorskip("transformers")
 
-BACKBONE = encoder_config(
-    replace(
-        PRESETS["tiny"].backbone,
-        conv_dim=(16,) * 3,
-        conv_kernel=(10, 8, 4),
-        conv_stride=(5, 8, 8),
-        num_hidden_layers=2,
-    )
+BACKBONE = replace(
+    PRESETS["tiny"].backbone,
+    conv_dim=(16,) * 3,
+    conv_kernel=(10, 8, 4),
+    conv_stride=(5, 8, 8),
+    num_hidden_layers=2,
 )
 CONFIG = FrameScorerConfig(backbone=BACKBONE, normalise=False, n_samples=4_000)
 "Frames of 165 samples at a distance of 320, 12 of them in a window."
@@ -123,7 +121,7 @@ def test_a_scorer_shares_the_encoder_of_its_detector():
     detector = Wav2Vec2AASIST.from_preset("tiny").eval()
     scorer = FrameScorer.from_detector(detector).eval()
     assert scorer.backbone is detector.backbone
-    assert scorer.config.backbone == encoder_config(detector.config.backbone)
+    assert scorer.config.backbone == detector.config.backbone
     assert scorer.config.n_samples == detector.config.n_samples
     assert FrameScorer.from_detector(detector, n_samples=4_000).config.n_samples == 4_000
     assert scorer.config.normalise == detector.config.normalise
@@ -153,4 +151,4 @@ def test_wrong_input_is_named(scorer):
     with pytest.raises(ShapeError, match="floating"):
         scorer(torch.zeros(1, 400, dtype=torch.int16))
     with pytest.raises(ConfigError, match="shorter than a frame"):
-        FrameScorerConfig(backbone=EncoderConfig(), n_samples=399)
+        FrameScorerConfig(backbone=BackboneConfig(), n_samples=399)

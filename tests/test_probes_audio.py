@@ -11,8 +11,7 @@ from models import noise
 from specsegdiff.data.voice import PHONES
 from specsegdiff.errors import AudioError, ConfigError, ShapeError
 from specsegdiff.frontend import Stft, StftConfig
-from specsegdiff.models.encoder import Family, encoder_config
-from specsegdiff.models.ssl import SSLAASIST
+from specsegdiff.models.encoder import Family
 from specsegdiff.models.wav2vec2_aasist import PRESETS, Wav2Vec2AASIST
 from specsegdiff.narration.phones import ARPABET_VOWELS, PhoneInterval
 from specsegdiff.probes.audio import (
@@ -83,10 +82,10 @@ def test_a_frame_is_centred_on_the_samples_it_is_made_of(detector):
 
 @pytest.mark.parametrize("family", get_args(Family))
 def test_a_local_frame_hears_its_own_samples_and_a_layer_hears_all(family):
-    backbone = replace(encoder_config(PRESETS["tiny"].backbone), family=family)
+    backbone = replace(PRESETS["tiny"].backbone, family=family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        detector = SSLAASIST.from_preset("tiny", backbone=backbone).eval()
+        detector = Wav2Vec2AASIST.from_preset("tiny", backbone=backbone).eval()
     wave = noise(4000, seed=2)
     (local, deep), times = frame_tokens(detector, wave, layers=[LOCAL, 0])
     changed, middle = wave.clone(), round(float(times[4]) * SECOND)

@@ -18,9 +18,7 @@ from specsegdiff.data.protocols import Trial
 from specsegdiff.data.splice import SpliceConfig
 from specsegdiff.errors import ConfigError, DependencyError, ShapeError
 from specsegdiff.models.attm import AttMECAPA, AttMECAPAConfig
-from specsegdiff.models.encoder import encoder_config
 from specsegdiff.models.frame_head import FrameScorer
-from specsegdiff.models.ssl import SSLAASIST
 from specsegdiff.models.wav2vec2_aasist import PRESETS, Wav2Vec2AASIST
 
 pytest.importorskip("lightning", reason="training needs the extra 'train'")
@@ -59,7 +57,6 @@ TINY = replace(
     ),
     n_samples=6_000,
 )
-BACKBONE = encoder_config(TINY.backbone)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +109,8 @@ def test_a_run_leaves_an_ordinary_detector_a_frame_scorer_and_logs(corpus, detec
         # stored in half precision
         assert torch.allclose(loaded(wave), model(wave), atol=2e-2)
         frames = FrameScorer.from_pretrained(out / "frames")
-        assert frames.p_spoof(wave).shape == (2, BACKBONE.n_frames(7_000))
-    assert frames.config.backbone == BACKBONE
+        assert frames.p_spoof(wave).shape == (2, TINY.backbone.n_frames(7_000))
+    assert frames.config.backbone == TINY.backbone
     assert frames.config.n_samples == SPLICES.n_samples
     written = json.loads((out / "config.json").read_text())
     assert written == json.loads(json.dumps(asdict(config_of(corpus, detector))))
@@ -247,8 +244,8 @@ def test_the_temperature_is_the_one_that_val_asks_for(detector, monkeypatch):
 
 @pytest.mark.parametrize("family", ["wav2vec2", "wavlm", "hubert"])
 def test_lora_starts_without_effect_and_merging_changes_no_output(family):
-    backbone = replace(BACKBONE, family=family)
-    model = SSLAASIST.from_preset("tiny", backbone=backbone, n_samples=6_000).eval()
+    backbone = replace(TINY.backbone, family=family)
+    model = Wav2Vec2AASIST.from_preset("tiny", backbone=backbone, n_samples=6_000).eval()
     wave = noise(1, 6_000)
     with torch.no_grad():
         before = model(wave)
@@ -265,7 +262,7 @@ def test_lora_starts_without_effect_and_merging_changes_no_output(family):
         assert not torch.allclose(changed, before, atol=1e-3)
         model.backbone = adapter.merge_and_unload()
         assert torch.allclose(model(wave), changed, atol=1e-5)
-        assert set(model.state_dict()) == set(SSLAASIST(model.config).state_dict())
+        assert set(model.state_dict()) == set(Wav2Vec2AASIST(model.config).state_dict())
 
 
 def test_a_missing_peft_is_told(monkeypatch):
@@ -292,14 +289,14 @@ def test_a_run_starts_from_a_detector_or_an_encoder(corpus, detector, tmp_path, 
     embedded = starting_detector(replace(config, detector="embedded"))
     assert embedded.name == "wav2vec2-aasist-small"
     asked = []
-    for kind in (SSLAASIST, AttMECAPA):
+    for kind in (Wav2Vec2AASIST, AttMECAPA):
         monkeypatch.setattr(
             kind, "from_backbone", classmethod(lambda cls, *a, **o: asked.append((cls, a, o)))
         )
     for back_end in ("aasist", "attm-ecapa"):
         starting_detector(replace(config, detector=None, backbone="a/b", back_end=back_end))
     expected = [
-        (SSLAASIST, ("a/b",), {"normalise": True}),
+        (Wav2Vec2AASIST, ("a/b",), {"normalise": True}),
         (AttMECAPA, ("a/b",), {"normalise": True}),
     ]
     assert asked == expected
@@ -369,8 +366,8 @@ def test_a_clip_has_its_recordings_class_and_both_are_alike_often(marked):
 def test_splices_join_two_recordings_and_label_frames(marked, control):
     config = replace(SPLICES, n_samples=3_000, control=control)
     options = {"reading": "source_class", "count": 40, "seed": 1}
-    clips = SplicedClips(marked, config, BACKBONE, **options)
-    other = SplicedClips(marked, config, BACKBONE, **options | {"reading": "injected"})
+    clips = SplicedClips(marked, config, TINY.backbone, **options)
+    other = SplicedClips(marked, config, TINY.backbone, **options | {"reading": "injected"})
     bases = set()
     for index in range(40):
         mixed = clips.spliced(index)
@@ -381,8 +378,8 @@ def test_splices_join_two_recordings_and_label_frames(marked, control):
         base, donor = int(source(wave)[first - 1 if first else end]), int(source(wave)[first])
         assert (base >= 3, donor >= 3) == (mixed.base_is_spoof, mixed.donor_is_spoof)
         assert (mixed.base_is_spoof == mixed.donor_is_spoof) == control
-        centres = [320 * k + BACKBONE.reach // 2 for k in range(len(labels))]
-        assert len(labels) == BACKBONE.n_frames(3_000)
+        centres = [320 * k + TINY.backbone.reach // 2 for k in range(len(labels))]
+        assert len(labels) == TINY.backbone.n_frames(3_000)
         assert labels.tolist() == [float(int(source(wave)[c]) >= 3) for c in centres]
         assert other[index][1].tolist() == [float(first <= c < end) for c in centres]
         bases.add(mixed.base_is_spoof)
@@ -405,7 +402,12 @@ def test_pools_that_cannot_serve_are_refused(marked):
     lonely = Pool([*reals, marked.trials[True][0]])
     with pytest.raises(ConfigError, match="two recordings or more"):
         SplicedClips(
-            lonely, replace(SPLICES, control=True), BACKBONE, reading="injected", count=1, seed=0
+            lonely,
+            replace(SPLICES, control=True),
+            TINY.backbone,
+            reading="injected",
+            count=1,
+            seed=0,
         )
 
 

@@ -1,14 +1,12 @@
 """What the package brings to the benchmark: its models as methods, and its detector."""
 
-import json
 from importlib.resources import files
 from pathlib import Path
 
 from specsegdiff.api import DEFAULT_DETECTOR, DEFAULT_MODEL
 from specsegdiff.errors import CheckpointError
 from specsegdiff.explanation import Explainer
-from specsegdiff.hub import CONFIG_NAME
-from specsegdiff.models.aasist import AASIST
+from specsegdiff.models import loading
 from specsegdiff.models.addsegdiff import ADDSegDiff
 from specsegdiff.models.detector import Detector
 from specsegdiff.models.segdiff import SpecSegDiff
@@ -19,9 +17,6 @@ EMBEDDED = "embedded"
 
 ADDSEGDIFF = "addsegdiff-small"
 "Folder of its weights in ``specsegdiff/assets``."
-
-DETECTORS = (AASIST, Wav2Vec2AASIST)
-"Classes that a folder of weights may name."
 
 
 def specsegdiff(detector: object = None) -> Explainer:
@@ -43,29 +38,8 @@ def addsegdiff(detector: object = None) -> Explainer:
 
 
 def load_detector(source: str) -> Detector:
-    """Load a detector: a folder that ``save_pretrained`` wrote, ``"embedded"``, or the path of a
-    published AASIST without the endings of its two files.
-
-    Raises `CheckpointError` where there is none, or it is of an unknown class.
-    """
-    folder = _weights(DEFAULT_DETECTOR) if source == EMBEDDED else Path(source)
-    if folder.with_name(folder.name + ".safetensors").is_file():
-        return AASIST.from_published(folder)
-    try:
-        stored = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
-        kind = stored["class"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{source} holds no detector ({type(error).__name__}: {error}); pass a folder that "
-            "save_pretrained wrote, or the path of a published AASIST without its endings"
-        ) from error
-    for known in DETECTORS:
-        if known.__name__ == kind:
-            return known.from_pretrained(folder)
-    names = " or ".join(known.__name__ for known in DETECTORS)
-    raise CheckpointError(
-        f"{source} holds a {kind!r}, expected {names}; in Python, any detector can be measured"
-    )
+    """`specsegdiff.models.loading.load_detector`, and ``"embedded"`` for the one in the package."""
+    return loading.load_detector(_weights(DEFAULT_DETECTOR) if source == EMBEDDED else source)
 
 
 def _weights(name: str) -> Path:

@@ -6,8 +6,7 @@ anew after pandarialTJU/AttM_INTERSPEECH24, whose sizes the defaults are; it was
 of mix-frame post-training (arXiv 2606.25328).
 """
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,17 +15,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from specsegdiff import hub
-from specsegdiff.errors import CheckpointError, ConfigError
+from specsegdiff.errors import ConfigError
 from specsegdiff.models.detector import LABELS, Long, over_windows
 from specsegdiff.models.encoder import (
-    EncoderConfig,
+    WAVLM_LARGE,
+    BackboneConfig,
+    SSLDetector,
     build_backbone,
-    encoder_config,
     hidden_states,
     read_backbone,
 )
-from specsegdiff.models.ssl import SSLAASIST, SSLDetector
-from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 from specsegdiff.shapes import Wave
 
 
@@ -34,7 +32,7 @@ from specsegdiff.shapes import Wave
 class AttMECAPAConfig:
     """Everything that shapes the detector; the defaults are the published sizes on WavLM Large."""
 
-    backbone: EncoderConfig = field(default_factory=EncoderConfig)
+    backbone: BackboneConfig = WAVLM_LARGE
     "The encoder; AttM takes all of its layers, two or more."
     normalise: bool = True
     "Brings each window to zero mean and unit variance before the encoder."
@@ -198,7 +196,7 @@ class AttMECAPA(hub.Stored):
 
     Lengths are handled as in `specsegdiff.models.wav2vec2_aasist.Wav2Vec2AASIST`.
 
-    >>> from specsegdiff.models.wav2vec2_aasist import PRESETS
+    >>> from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
     >>> model = AttMECAPA.from_detector(Wav2Vec2AASIST.from_preset("tiny"), channels=16, merged=24)
     >>> tuple(model.eval()(torch.randn(2, 10_000)).shape)
     (2, 2)
@@ -228,8 +226,8 @@ class AttMECAPA(hub.Stored):
         ``normalise`` is ``do_normalize`` of its ``preprocessor_config.json``; ``changes`` are other
         fields of `AttMECAPAConfig`.
         """
-        config, encoder = read_backbone(source, kind=EncoderConfig, revision=revision)
-        model = cls(AttMECAPAConfig(backbone=config, normalise=normalise, **changes))  # type: ignore[arg-type]
+        config, encoder = read_backbone(source, revision=revision)
+        model = cls(AttMECAPAConfig(backbone=config, normalise=normalise, **changes))
         model.backbone = encoder
         return model
 
@@ -239,7 +237,7 @@ class AttMECAPA(hub.Stored):
         on; ``changes`` are fields of `AttMECAPAConfig`."""
         theirs = detector.config
         config = AttMECAPAConfig(
-            backbone=encoder_config(theirs.backbone),
+            backbone=theirs.backbone,
             normalise=theirs.normalise,
             n_samples=theirs.n_samples,
             long=theirs.long,
@@ -259,24 +257,6 @@ class AttMECAPA(hub.Stored):
         config = self.config
         states = hidden_states(self.backbone, wave, config.backbone, normalise=config.normalise)
         return self.ecapa(self.attm(torch.stack(list(states), dim=1)))
-
-
-def load_detector(source: str | Path) -> "Wav2Vec2AASIST | AttMECAPA":
-    """Load a detector on an encoder, whichever of the three classes wrote the folder or Hub id.
-
-    Raises `CheckpointError` or `ConfigError`; only classes named here are built.
-    """
-    kinds = {kind.__name__: kind for kind in (Wav2Vec2AASIST, SSLAASIST, AttMECAPA)}
-    file = hub.resolve(source, revision=None) / hub.CONFIG_NAME
-    try:
-        written = json.loads(file.read_text(encoding="utf-8"))["class"]
-        kind = kinds[written]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{file} names none of {', '.join(kinds)} ({error}); pass a folder that one of them "
-            "wrote"
-        ) from error
-    return kind.from_pretrained(source)
 
 
 def _unit(before: int, after: int, *, kernel: int = 1, dilation: int = 1) -> nn.Sequential:

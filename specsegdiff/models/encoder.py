@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
@@ -21,9 +21,12 @@ Family: TypeAlias = Literal["wav2vec2", "wavlm", "hubert"]
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A wav2vec 2.0 encoder under the names of `transformers.Wav2Vec2Config`; the defaults are
-    XLS-R 300M (Babu et al. 2021, arXiv 2111.09296)."""
+    """An encoder under the names of `transformers.Wav2Vec2Config`; the defaults are XLS-R 300M
+    (Babu et al. 2021, arXiv 2111.09296)."""
 
+    family: Family = "wav2vec2"
+    """Which kind. The 320 buckets of WavLM's positions up to a distance of 800 are those of all
+    its checkpoints."""
     hidden_size: int = 1024
     "Width of the transformer."
     num_hidden_layers: int = 24
@@ -60,6 +63,11 @@ class BackboneConfig:
     published detector was fine-tuned with. Layers are never dropped, nor frames masked."""
 
     def __post_init__(self) -> None:
+        if self.family not in get_args(Family):
+            raise ConfigError(
+                f"BackboneConfig.family must be one of {', '.join(get_args(Family))}, "
+                f"got {self.family!r}"
+            )
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
             raise ConfigError(
                 "BackboneConfig needs one conv_dim, conv_kernel and conv_stride per convolution, "
@@ -86,11 +94,6 @@ class BackboneConfig:
             )
 
     @property
-    def family(self) -> str:
-        """What kind of encoder; `EncoderConfig` makes a choice of it."""
-        return "wav2vec2"
-
-    @property
     def hop(self) -> int:
         """Samples between frames, 320."""
         return math.prod(self.conv_stride)
@@ -109,43 +112,24 @@ class BackboneConfig:
         return max(n_samples - self.reach, 0) // self.hop + 1
 
 
-@dataclass(frozen=True)
-class EncoderConfig(BackboneConfig):
-    """An encoder of any family; the defaults are WavLM Large.
-
-    A class of its own, since detectors on wav2vec 2.0 were saved before there was a choice, without
-    this field. The 320 buckets of WavLM's positions up to a distance of 800 are those of all its
-    checkpoints.
-    """
-
-    family: Family = "wavlm"
-    "Which one."
-    conv_bias: bool = False
-    "Whether the convolutions of the feature extractor have a bias."
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.family not in get_args(Family):
-            raise ConfigError(
-                f"EncoderConfig.family must be one of {', '.join(get_args(Family))}, "
-                f"got {self.family!r}"
-            )
+WAVLM_LARGE = BackboneConfig(family="wavlm", conv_bias=False)
+"WavLM Large (Chen et al. 2022), the encoder of mix-frame post-training's paper."
 
 
-def encoder_config(backbone: BackboneConfig) -> EncoderConfig:
-    """The same encoder, with its family as a field.
+class SSLDetector(Protocol):
+    """What detectors on an encoder share: `Wav2Vec2AASIST` and `AttMECAPA`."""
 
-    >>> encoder_config(BackboneConfig()).family
-    'wav2vec2'
-    """
-    return EncoderConfig(**(vars(backbone) | {"family": cast("Family", backbone.family)}))
+    config: Any
+    "With ``backbone``, ``normalise`` and ``n_samples``."
+    backbone: Any
+    "The encoder, a model of transformers."
 
 
 def build_backbone(config: BackboneConfig) -> Any:
     """Encoder of transformers with random weights, without dropped layers and masked frames."""
     import transformers
 
-    values = {f.name: getattr(config, f.name) for f in fields(BackboneConfig)}
+    values = {f.name: getattr(config, f.name) for f in fields(BackboneConfig) if f.name != "family"}
     dropout, spectrogram = values.pop("dropout"), values.pop("spectrogram")
     front = None
     if spectrogram:
@@ -206,19 +190,17 @@ def hidden_states(
         yield hidden
 
 
-def read_backbone(
-    source: str | Path, *, kind: type[BackboneConfig], revision: str | None = None
-) -> tuple[BackboneConfig, Any]:
+def read_backbone(source: str | Path, *, revision: str | None = None) -> tuple[BackboneConfig, Any]:
     """Configuration and encoder of a folder or Hub id of Hugging Face transformers.
 
     Raises `CheckpointError` where it cannot be loaded with all its weights, and `ConfigError` where
-    it is no plain encoder of a family that ``kind`` can say.
+    it is no plain encoder of a `Family`.
     """
     import transformers
 
     try:
         theirs = transformers.AutoConfig.from_pretrained(source, revision=revision)
-        config = _backbone_config(theirs, kind)
+        config = _backbone_config(theirs)
         model = build_backbone(config)
         # its annotations know neither a revision of None nor the report
         theirs_kind: Any = next(c for c in type(model).__mro__ if c.__module__.startswith("transf"))
@@ -247,13 +229,11 @@ def read_backbone(
     return config, model
 
 
-def _backbone_config(theirs: Any, kind: type[BackboneConfig]) -> BackboneConfig:
-    chosen = "family" in {f.name for f in fields(kind)}
-    families = ("wav2vec2", "wavlm", "hubert") if chosen else ("wav2vec2",)
-    if theirs.model_type not in families:
+def _backbone_config(theirs: Any) -> BackboneConfig:
+    if theirs.model_type not in get_args(Family):
         raise ConfigError(
-            f"the backbone has model_type={theirs.model_type!r}, expected {' or '.join(families)}; "
-            "specsegdiff.models.ssl takes encoders beside wav2vec 2.0"
+            f"the backbone has model_type={theirs.model_type!r}, expected one of "
+            f"{', '.join(get_args(Family))}; take another encoder"
         )
     needed = {
         "hidden_act": "gelu",
@@ -275,9 +255,9 @@ def _backbone_config(theirs: Any, kind: type[BackboneConfig]) -> BackboneConfig:
                 "supported"
             )
     ours = ("dropout", "spectrogram", "family")
-    names = [f.name for f in fields(kind) if f.name not in ours]
-    values: dict[str, Any] = {"family": theirs.model_type} if chosen else {}
+    names = [f.name for f in fields(BackboneConfig) if f.name not in ours]
+    values: dict[str, Any] = {}
     for name in names:
         value = getattr(theirs, name)
         values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+    return BackboneConfig(family=theirs.model_type, **values)

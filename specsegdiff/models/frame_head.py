@@ -16,12 +16,12 @@ from specsegdiff import hub
 from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.frontend import Stft, StftConfig
 from specsegdiff.models.encoder import (
-    EncoderConfig,
+    WAVLM_LARGE,
+    BackboneConfig,
+    SSLDetector,
     build_backbone,
-    encoder_config,
     hidden_states,
 )
-from specsegdiff.models.ssl import SSLDetector
 from specsegdiff.shapes import Map, Wave, check_wave
 
 
@@ -30,7 +30,7 @@ class FrameScorerConfig:
     """Everything that shapes a scorer; the defaults are WavLM Large on clips of the paper's
     length."""
 
-    backbone: EncoderConfig = field(default_factory=EncoderConfig)
+    backbone: BackboneConfig = WAVLM_LARGE
     "The encoder."
     normalise: bool = True
     "Brings each window to zero mean and unit variance before the encoder."
@@ -58,9 +58,9 @@ def frame_head(width: int) -> nn.Linear:
 class FrameScorer(hub.Stored):
     """Scores each frame of recordings of any length; `forward` is an `Explainer`.
 
-    Frame k covers the samples ``[hop k, hop k + reach)`` of the `EncoderConfig`. A recording longer
-    than ``n_samples`` is covered with windows that start on frames, evenly spread, and where they
-    overlap their logits are averaged.
+    Frame k covers the samples ``[hop k, hop k + reach)`` of the `BackboneConfig`. A recording
+    longer than ``n_samples`` is covered with windows that start on frames, evenly spread, and where
+    they overlap their logits are averaged.
 
     >>> from specsegdiff.models.wav2vec2_aasist import PRESETS, Wav2Vec2AASIST
     >>> scorer = FrameScorer.from_detector(Wav2Vec2AASIST.from_preset("tiny")).eval()
@@ -84,7 +84,7 @@ class FrameScorer(hub.Stored):
         """A new head on the encoder of ``detector``, which both share from now on; ``n_samples`` is
         the scorer's window, by default the detector's."""
         config = FrameScorerConfig(
-            backbone=encoder_config(detector.config.backbone),
+            backbone=detector.config.backbone,
             normalise=detector.config.normalise,
             n_samples=n_samples or detector.config.n_samples,
         )

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,7 @@ class Wav2Vec2AASISTConfig:
     ``paper``."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    "The wav2vec 2.0 encoder."
+    "The encoder: wav2vec 2.0, or another family of its layout."
     normalise: bool = False
     """Brings each window to zero mean and unit variance before the backbone. XLS-R was pre-trained
     so, but SSL_Anti-spoofing fine-tunes and runs it on raw samples, hence no by default."""
@@ -101,7 +101,8 @@ PRESETS: dict[str, Wav2Vec2AASISTConfig] = {
 
 
 class Wav2Vec2AASIST(hub.Stored):
-    """Detector on wav2vec 2.0 features: logits ``(b, 2)`` of ``("spoof", "bonafide")``.
+    """Detector on wav2vec 2.0 features: logits ``(b, 2)`` of ``("spoof", "bonafide")``; WavLM and
+    HuBERT are encoders of the same layout.
 
     Lengths are handled as in `specsegdiff.models.aasist.AASIST`: shorter recordings are repeated to
     the window of 64,600 samples, longer ones covered with windows whose logits are averaged. The
@@ -117,10 +118,7 @@ class Wav2Vec2AASIST(hub.Stored):
     "Names of the logits."
     name = "Wav2Vec2-AASIST"
     "What a verdict calls the model; `from_pretrained` sets the folder's or hub id's name."
-    config_kind: ClassVar[type[Wav2Vec2AASISTConfig]] = Wav2Vec2AASISTConfig
-    "Class of the configuration in a folder."
-    backbone_kind: ClassVar[type[BackboneConfig]] = BackboneConfig
-    "Class of its field ``backbone``."
+    config_kind = Wav2Vec2AASISTConfig
 
     def __init__(self, config: Wav2Vec2AASISTConfig | None = None) -> None:
         super().__init__()
@@ -156,18 +154,17 @@ class Wav2Vec2AASIST(hub.Stored):
     def from_backbone(
         cls, source: str | Path, *, revision: str | None = None, normalise: bool, **changes: Any
     ) -> Self:
-        """Build an untrained back end on a pre-trained wav2vec 2.0 of Hugging Face transformers, a
-        folder or a Hub id such as ``facebook/wav2vec2-xls-r-300m``.
+        """Build an untrained back end on a pre-trained encoder of Hugging Face transformers, a
+        folder or a Hub id such as ``facebook/wav2vec2-xls-r-300m`` or ``microsoft/wavlm-large``.
 
         ``normalise`` is ``do_normalize`` of its ``preprocessor_config.json``, true for XLS-R: say
         False only to fine-tune it as SSL_Anti-spoofing does. ``changes`` are other fields of the
-        preset ``paper``. Raises `CheckpointError` where the backbone cannot be loaded with all its
-        weights, and `ConfigError` where it is no plain wav2vec 2.0.
+        preset ``paper``. Errors are those of `read_backbone`.
         """
-        backbone, encoder = read_backbone(source, kind=cls.backbone_kind, revision=revision)
+        backbone, encoder = read_backbone(source, revision=revision)
         values = {f.name: getattr(PRESETS["paper"], f.name) for f in fields(Wav2Vec2AASISTConfig)}
         values |= {"backbone": backbone, "normalise": normalise, **changes}
-        model = cls(cls.config_kind(**values))
+        model = cls(Wav2Vec2AASISTConfig(**values))
         model.backbone = encoder
         return model
 

@@ -29,10 +29,13 @@ from specsegdiff.data.splice import Reading, SpliceConfig
 from specsegdiff.errors import ConfigError, DependencyError, ShapeError
 from specsegdiff.metrics.detection import eer
 from specsegdiff.metrics.localisation import frame_eer
-from specsegdiff.models.attm import AttMECAPA, load_detector
+from specsegdiff.models.aasist import AASIST
+from specsegdiff.models.attm import AttMECAPA
 from specsegdiff.models.detector import fit_temperature, spoof_column
+from specsegdiff.models.encoder import SSLDetector
 from specsegdiff.models.frame_head import FrameScorer
-from specsegdiff.models.ssl import SSLAASIST, SSLDetector
+from specsegdiff.models.loading import load_detector
+from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 from specsegdiff.train.recipe import RunConfig, fit, optimise, read_yaml
 from specsegdiff.train.splices import Clips, Pool, SplicedClips, subset, whole
 
@@ -130,10 +133,15 @@ def starting_detector(config: MFPTConfig) -> SSLDetector:
     Raises `ConfigError` where the detector's back end cannot become the one that is asked for.
     """
     if config.backbone is not None:
-        kind = AttMECAPA if config.back_end == "attm-ecapa" else SSLAASIST
+        kind = AttMECAPA if config.back_end == "attm-ecapa" else Wav2Vec2AASIST
         return kind.from_backbone(config.backbone, normalise=config.normalise)
     embedded = config.detector == "embedded"
     detector = load_detector(asset(DEFAULT_DETECTOR) if embedded else str(config.detector))
+    if isinstance(detector, AASIST):
+        raise ConfigError(
+            f"{config.detector} reads the waveform itself, and mix-frame post-training adapts an "
+            "encoder; start from a detector on one, or say backbone"
+        )
     if config.back_end == "attm-ecapa" and not isinstance(detector, AttMECAPA):
         return AttMECAPA.from_detector(detector)
     if config.back_end == "aasist" and isinstance(detector, AttMECAPA):

@@ -141,6 +141,11 @@ def read_parts(
     unfinished, unless ``partial``, and `CheckpointError` where a finished part is damaged.
     """
     out = Path(out)
+    return rows_of(out, finished_parts(out, partial=partial), columns)
+
+
+def finished_parts(out: Path, *, partial: bool = False) -> list[Marker]:
+    """Markers of the finished parts, in order; raises `CorpusError` as `read_parts` does."""
     card = read_run(out)
     if card is None:
         raise CorpusError(f"{out} holds no {RUN_NAME}; pass a folder that explain_corpus wrote")
@@ -152,10 +157,11 @@ def read_parts(
             f"{missing} of {card['shards']} shards in {out} are unfinished; run explain_corpus "
             "again to go on, or pass partial=True"
         )
-    return _rows(out, markers, columns)
+    return markers
 
 
-def _rows(out: Path, markers: Iterable[Marker], columns: Sequence[str] | None) -> Iterator[Row]:
+def rows_of(out: Path, markers: Iterable[Marker], columns: Sequence[str] | None) -> Iterator[Row]:
+    """Rows of finished parts; raises `CheckpointError` where one is damaged."""
     import pyarrow as pa
 
     for marker in markers:

@@ -44,9 +44,10 @@ from specsegdiff.metrics.reports import (
 from specsegdiff.models.segdiff import SpecSegDiff
 from specsegdiff.narration.fields import fields_from_sound, frames_of
 from specsegdiff.narration.parsing import parse_cells, parse_findings
+from specsegdiff.narration.picture import SMALL_PICTURE
 from specsegdiff.narration.prompts import Prompt, describe_prompt
 from specsegdiff.narration.rewards import told
-from specsegdiff.narration.vlm import decode, encode, generate, load_vlm, using, with_adapter
+from specsegdiff.narration.vlm import decode, elect, encode, generate, load_vlm, using, with_adapter
 from specsegdiff.train.examples import (
     Example,
     ExampleConfig,
@@ -54,7 +55,6 @@ from specsegdiff.train.examples import (
     make_examples,
     read_examples,
 )
-from specsegdiff.train.small_vlm import SMALL_PICTURE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -272,25 +272,15 @@ def name_cells(
 def vote_cells(
     model: Any, processor: Any, seen: Sequence[Seen], adapter: str | None, *, draws: int = VOTES
 ) -> dict[str, tuple[str, ...]]:
-    """Query 1 by vote: the cells that most of several drawn answers name.
-
-    The likeliest list is not the list of the likeliest cells: after a first cell come those that go
-    with it, also where the first was a guess. Votes estimate how likely each cell is to be named.
-    """
+    """Query 1 by vote, as `VLMConfig.votes` has it."""
     asked = [(one.where.prompt, one.picture) for one in seen for _ in range(draws)]
     texts = answers(
         model, processor, asked, adapter=adapter, max_tokens=32, temperature=1.0, batch=128
     )
-    found = {}
-    for place, one in enumerate(seen):
-        votes = torch.zeros(16)
-        for text in texts[place * draws : (place + 1) * draws]:
-            for id in parse_cells(text, count=16, k=K).ids:
-                votes[int(id) - 1] += 1
-        # nobody named a cell without a vote
-        named = int((votes > 0).sum())
-        found[one.pair.id] = ranking(votes)[: min(K, named)]
-    return found
+    return {
+        one.pair.id: elect(texts[place * draws : (place + 1) * draws], count=16, k=K)
+        for place, one in enumerate(seen)
+    }
 
 
 def say(

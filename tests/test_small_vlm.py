@@ -18,7 +18,7 @@ from specsegdiff.errors import ConfigError
 from specsegdiff.frontend import Axes, StftConfig
 from specsegdiff.metrics.reports import Fields, Told
 from specsegdiff.narration.parsing import Finding, write_cells, write_findings
-from specsegdiff.narration.picture import draw_regions
+from specsegdiff.narration.picture import SMALL_PICTURE, draw_regions
 from specsegdiff.narration.prompts import describe_prompt, select_prompt
 from specsegdiff.narration.schema import KINDS, PHONES
 
@@ -37,7 +37,6 @@ from specsegdiff.narration.vlm import (
 from specsegdiff.train.examples import Example, describe, export
 from specsegdiff.train.narrator import NarratorConfig, train
 from specsegdiff.train.small_vlm import (
-    SMALL_PICTURE,
     SPECIAL,
     SmallConfig,
     make_small_vlm,

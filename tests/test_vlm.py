@@ -1,5 +1,6 @@
 """The picture shows what it says, and a model's answers become a report or are said to be none."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -226,10 +227,23 @@ def test_a_function_may_choose_instead_of_the_model():
     assert narrator.asked == ["text"]
 
 
+def test_votes_take_the_regions_that_most_answers_name():
+    """The likeliest list, [1, 5, 9], is not the list of the likeliest regions."""
+    drawn = ["[1, 5, 9]"] * 3 + ["[2, 3, 1]"] * 2 + ["[3, 2, 4]"] * 2 + ["no idea"]
+    narrator = Scripted([], [words("1", "2", "3")], config=VLMConfig(picture=PLAIN, votes=8))
+    narrator._votes = lambda prompt, picture: drawn
+    report = narrator(explanation())
+    assert report.provenance["regions"] == "1, 2, 3"
+    narrator._votes = lambda prompt, picture: ["no idea"] * 8
+    report = narrator(explanation())
+    assert report.cells == ()
+    assert report.unparsed == "\n".join(["no idea"] * 8)
+
+
 def test_settings_outside_their_domain_are_refused():
-    for changes in ({"k": 0}, {"attempts": 0}, {"temperature": 0.0}, {"text_tokens": 0}):
-        with pytest.raises(ConfigError):
-            VLMConfig(**changes)
+    for name in ("k", "attempts", "votes", "temperature", "text_tokens"):
+        with pytest.raises(ConfigError, match=name):
+            VLMConfig(**{name: 0})
 
 
 # ------------------------------------------------------------------ real classes, tiny
@@ -256,6 +270,10 @@ def test_any_family_reports_on_a_recording(family):
     assert reports[0] == reports[1]
     assert reports[0].cells == ()
     assert 0 < len(reports[0].unparsed) <= 200
+    config = replace(SMALL, votes=3)
+    voted = VLMNarrator(model, processor, config=config)(explanation())
+    assert voted.cells == ()
+    assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_no_answer_holds_a_marker(family):

@@ -97,9 +97,8 @@ def make_examples(
     """Make pictures, questions and answers out of pairs, to train a narrator on; the heatmap is one
     draw of one step."""
     from specsegdiff.data.manifest import read_manifest
-    from specsegdiff.narration.picture import PictureConfig
+    from specsegdiff.narration.picture import SMALL_PICTURE, PictureConfig
     from specsegdiff.train import examples
-    from specsegdiff.train.small_vlm import SMALL_PICTURE
 
     todo = read_manifest(pairs, split=split, check_files=True)[::every]
     picture = SMALL_PICTURE if small else PictureConfig(heat=heat)

@@ -46,6 +46,11 @@ class PictureConfig:
             )
 
 
+SMALL_PICTURE = PictureConfig(width=64, height=128, axes=False, ids=False, heat=True)
+"""What our small model looks at: 128 x 128 pixels, the spectrogram in the left half and the heatmap
+in the right one. Cells of a 4 x 4 grid are 16 pixels wide and 32 high: two patches each."""
+
+
 def draw_regions(
     wave: Tensor | MapStore,
     regions: Regions,

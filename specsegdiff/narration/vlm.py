@@ -7,7 +7,8 @@ only another draw.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -45,6 +46,10 @@ class VLMConfig:
     "Answers to a question at most: the first is the likeliest one, later ones are drawn."
     temperature: float = 0.8
     "Of the later draws."
+    votes: int = 1
+    """Answers to Query 1 that are drawn at temperature 1; the regions that most of them name are
+    taken. 1 takes the likeliest answer, which is not the list of the likeliest regions: after a
+    first region come those that go with it, also where the first was a guess."""
     cell_tokens: int = 64
     "Length of an answer to Query 1 at most."
     text_tokens: int = 512
@@ -55,7 +60,7 @@ class VLMConfig:
     "What the model looks at."
 
     def __post_init__(self) -> None:
-        for name in ("k", "attempts", "cell_tokens", "text_tokens"):
+        for name in ("k", "attempts", "votes", "cell_tokens", "text_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"VLMConfig.{name} must be positive, got {getattr(self, name)!r}")
         if not self.temperature > 0:
@@ -171,6 +176,10 @@ class VLMNarrator:
     def select(self, picture: "Image", regions: Regions) -> tuple[tuple[str, ...], str]:
         """Query 1: ids of regions, best first, and what was not understood."""
         prompt = select_prompt(regions, k=self.config.k)
+        if self.config.votes > 1:
+            texts = self._votes(prompt, picture)
+            elected = elect(texts, count=regions.count, k=self.config.k)
+            return elected, "" if elected else "\n".join(texts)
         best = parse_cells("", count=regions.count, k=self.config.k)
         for text in self._answers(prompt, picture, CELLS_ADAPTER, self.config.cell_tokens):
             read = parse_cells(text, count=regions.count, k=self.config.k)
@@ -198,6 +207,21 @@ class VLMNarrator:
                 break
         return best, unparsed
 
+    def _votes(self, prompt: Prompt, picture: "Image") -> list[str]:
+        """Texts of several answers to Query 1, drawn at once."""
+        c = self.config
+        inputs = encode(self.processor, [prompt] * c.votes, [picture] * c.votes)
+        with using(self.model, CELLS_ADAPTER):
+            ids = generate(
+                self.model,
+                self.processor,
+                inputs.to(self.model.device),
+                max_tokens=c.cell_tokens,
+                temperature=1.0,
+                seed=c.seed,
+            )
+        return decode(self.processor, ids)
+
     def _answers(
         self, prompt: Prompt, picture: "Image", adapter: str, max_tokens: int
     ) -> Iterator[str]:
@@ -214,6 +238,17 @@ class VLMNarrator:
                     seed=self.config.seed + attempt,
                 )
             yield decode(self.processor, ids)[0]
+
+
+def elect(texts: Iterable[str], *, count: int, k: int) -> tuple[str, ...]:
+    """The ``k`` regions, of ``count``, that most of several answers to Query 1 name; ties to the
+    smaller number.
+
+    >>> elect(["[1, 5]", "[2, 3]", "[3, 2]", "no idea"], count=16, k=2)
+    ('2', '3')
+    """
+    votes = Counter(id for text in texts for id in parse_cells(text, count=count, k=k).ids)
+    return tuple(sorted(votes, key=lambda id: (-votes[id], int(id)))[:k])
 
 
 # ------------------------------------------------------------------ models

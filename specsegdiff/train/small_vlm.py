@@ -16,11 +16,6 @@ import torch
 
 from specsegdiff import hub
 from specsegdiff.errors import ConfigError
-from specsegdiff.narration.picture import PictureConfig
-
-SMALL_PICTURE = PictureConfig(width=64, height=128, axes=False, ids=False, heat=True)
-"""What the small model looks at: 128 x 128 pixels, the spectrogram in the left half and the heatmap
-in the right one. Cells of a 4 x 4 grid are 16 pixels wide and 32 high: two patches each."""
 
 END, SYSTEM, USER, ASSISTANT = "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 IMAGE = "<image>"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -50,7 +50,7 @@ class Provenance:
     """Where an explanation comes from: the same fields make the same maps."""
 
     source: str
-    "Name of the recording, for people."
+    "The recording: its path as it was given, or what stands for an array."
     samples_sha256: str
     "SHA-256 of its samples as explained: mono, little-endian float32."
     model: str
@@ -80,6 +80,11 @@ class Provenance:
                 "Provenance needs at least one draw of one step, "
                 f"got draws={self.draws}, steps={self.steps}"
             )
+
+    @property
+    def name(self) -> str:
+        """Last part of `source`, for headings."""
+        return PurePath(self.source).name or self.source
 
 
 class Words(Protocol):
@@ -276,7 +281,7 @@ class Explanation:
             maps.mask,
             self.axes,
             regions=self.regions,
-            title=self.provenance.source if title is None else title,
+            title=self.provenance.name if title is None else title,
         )
 
     def save(self, folder: str | Path) -> None:
@@ -347,7 +352,7 @@ class Explanation:
 
     def __repr__(self) -> str:
         return (
-            f"<Explanation of {self.provenance.source!r}: {self.axes.duration:.2f} s, "
+            f"<Explanation of {self.provenance.name!r}: {self.axes.duration:.2f} s, "
             f"{len(self.regions)} regions>"
         )
 
@@ -400,7 +405,7 @@ class Explanation:
             f"--steps {made.steps} --seed {made.seed} --share {made.share:g}",
         }
         return CaseFile(
-            title=f"Where {made.source} resembles synthetic speech",
+            title=f"Where {made.name} resembles synthetic speech",
             heading=f"{self._heading()}. {self._foot()}.",
             facts=tuple(facts.items()),
             picture=self.plot(title=""),
@@ -478,7 +483,7 @@ class Explanation:
         made = self.provenance
         weights = f" ({made.weights_sha256[:12]})" if made.weights_sha256 else ""
         return (
-            f"{made.source}: {self.axes.duration:.2f} s at {self.axes.config.sample_rate} Hz, "
+            f"{made.name}: {self.axes.duration:.2f} s at {self.axes.config.sample_rate} Hz, "
             f"model {made.model}{weights}, draws {made.draws}, steps {made.steps}, seed {made.seed}"
         )
 

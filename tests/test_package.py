@@ -2,12 +2,14 @@
 
 import doctest
 import importlib
+import json
 import os
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -62,22 +64,58 @@ def test_examples_in_docstrings_are_true(name: str) -> None:
     assert failed == 0
 
 
-def test_the_wheel_holds_the_types_marker_and_all_assets(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel that was built from the sdist puts into an environment."""
     pytest.importorskip("hatchling", reason="building a wheel needs the extra 'test'")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-    model = f"specsegdiff/assets/{api.DEFAULT_MODEL}"
-    expected = {
-        "specsegdiff/py.typed",
-        "specsegdiff/assets/example.flac",
-        f"{model}/config.json",
-        f"{model}/model.safetensors",
-    }
-    assert expected <= names
-    assert not [name for name in names if name.startswith("tests/")]
+    folder = tmp_path_factory.mktemp("build")
+
+    def build(what: str, source: Path) -> Path:
+        command = [sys.executable, "-m", "hatchling", "build", "-t", what, "-d", str(folder)]
+        subprocess.run(command, cwd=source, check=True, capture_output=True)
+        return next(folder.glob("*.whl" if what == "wheel" else "*.tar.gz"))
+
+    with tarfile.open(build("sdist", ROOT)) as archive:
+        archive.extractall(folder / "source", filter="data")
+    (source,) = (folder / "source").iterdir()
+    with zipfile.ZipFile(build("wheel", source)) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_holds_the_types_marker_and_all_assets(installed: Path) -> None:
+    assert (installed / "specsegdiff" / "py.typed").is_file()
+    for folder in ("specsegdiff/assets", "specsegdiff/narration"):
+        kept = [
+            f for f in (ROOT / folder).rglob("*") if f.is_file() and "__pycache__" not in str(f)
+        ]
+        assert all((installed / f.relative_to(ROOT)).read_bytes() == f.read_bytes() for f in kept)
+    assert not (installed / "tests").exists()
+
+
+@pytest.mark.slow
+def test_the_wheel_explains_without_its_source(installed: Path, tmp_path: Path) -> None:
+    """Far from the repository: the package, its methods and its weights are those of the wheel."""
+    code = (
+        "import baselines, specsegdiff; print(specsegdiff.__file__, baselines.__file__); "
+        "from specsegdiff.benchmark import available; print(*available()); "
+        "from specsegdiff.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "explain", "--example", "--json", "--out", "found"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    places, methods, result = done.stdout.splitlines()
+    assert all(Path(place).is_relative_to(installed) for place in places.split())
+    assert {"specsegdiff", "attnlrp", "random"} <= set(methods.split())
+    found = json.loads(result)
+    # by chance 5 % of the marked bins lie in the true mask
+    assert found["true_share"] > 0.1
+    assert (tmp_path / "found" / "explanation.png").is_file()
 
 
 # ---------------------------------------------------------------- README and scripts

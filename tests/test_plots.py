@@ -52,6 +52,25 @@ def test_explanation_figure_shares_one_time_axis():
     assert len({(p.get_position().x0, p.get_position().x1) for p in panels}) == 1
 
 
+@pytest.mark.parametrize("name", ["spectrogram", "heatmap", "spread"])
+def test_maps_read_in_grey_print(name):
+    """More is always lighter, or always darker, and by most of what paper can show."""
+    image = titled(explanation_figure(*case()), name).images[0]
+    colours = image.get_cmap()(np.linspace(0, 1, 64))[:, :3]
+    grey = colours @ [0.299, 0.587, 0.114]
+    steps = np.diff(grey)
+    assert (steps > 0).all() or (steps < 0).all()
+    assert abs(grey[-1] - grey[0]) > 0.7
+
+
+def test_outlines_read_in_grey_print():
+    """A mask's edge has a black and a white line: one of them shows on any ground."""
+    wave, heat, spread, mask, axes = case()
+    lines = titled(explanation_figure(wave, heat, spread, mask, axes), "spectrogram").collections
+    colours = sorted(tuple(line.get_edgecolor()[0][:3]) for line in lines)
+    assert colours == [(0, 0, 0), (1, 1, 1)]
+
+
 def test_mask_outline_lies_on_the_edges_of_its_bins():
     wave, heat, spread, mask, axes = case()
     figure = explanation_figure(wave, heat, spread, mask, axes)

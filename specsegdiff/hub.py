@@ -163,6 +163,18 @@ def from_dict(kind: type[Config], values: Any, *, where: str) -> Config:
     return kind(**made)
 
 
+def without_format(values: Any, wanted: str, *, where: str) -> dict[str, Any]:
+    """Plain data without the word that names its layout; raises `ConfigError` for another layout.
+
+    >>> without_format({"format": "answer 1", "text": "no"}, "answer 1", where="answer.json")
+    {'text': 'no'}
+    """
+    came = values.get("format") if isinstance(values, dict) else type(values).__name__
+    if came != wanted:
+        raise ConfigError(f"{where}: expected format {wanted!r}, got {came!r}")
+    return {key: value for key, value in values.items() if key != "format"}
+
+
 def _typed(hint: Any, value: Any, *, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where=where)

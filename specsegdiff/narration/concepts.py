@@ -17,6 +17,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from specsegdiff.errors import ConfigError
+from specsegdiff.hub import without_format
 
 FORMAT = "specsegdiff concepts 1"
 
@@ -228,11 +229,9 @@ class ConceptTree:
         Raises `ConfigError` on missing, unknown or impossible fields; ``where`` names the source
         there.
         """
-        keys = {"format", "name", "fillers", "axes"}
-        if not isinstance(values, dict) or set(values) != keys:
+        values, keys = without_format(values, FORMAT, where=where), {"name", "fillers", "axes"}
+        if set(values) != keys:
             raise ConfigError(f"{where}: expected an object with the fields {sorted(keys)}")
-        if values["format"] != FORMAT:
-            raise ConfigError(f"{where}: expected format {FORMAT!r}, got {values['format']!r}")
         if not isinstance(values["axes"], dict) or not values["axes"]:
             raise ConfigError(f"{where}: expected the root of each axis by the name of the axis")
         concepts = tuple(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from specsegdiff.cells import Box
 from specsegdiff.errors import ConfigError
-from specsegdiff.hub import from_dict
+from specsegdiff.hub import from_dict, without_format
 from specsegdiff.narration.schema import Report
 
 FORMAT = "specsegdiff grounded text 1"
@@ -128,9 +128,7 @@ class GroundedText:
         Raises `ConfigError` on missing, unknown or impossible fields, and on references that are
         empty, overlap, stand in another order, or reach beyond the text.
         """
-        twin = from_dict(_Twin, values, where=where)
-        if twin.format != FORMAT:
-            raise ConfigError(f"{where}: expected format {FORMAT!r}, got {twin.format!r}")
+        twin = from_dict(_Twin, without_format(values, FORMAT, where=where), where=where)
         spans: list[Span] = []
         end = 0
         for said in twin.references:
@@ -247,7 +245,6 @@ class _Reference:
 
 @dataclass(frozen=True)
 class _Twin:
-    format: str
     text: str
     references: tuple[_Reference, ...]
     places: dict[str, Box]

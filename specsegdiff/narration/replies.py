@@ -15,7 +15,7 @@ from torch import Tensor
 from specsegdiff.cells import Box, RegionGrid, pool, top_k, whole_plane
 from specsegdiff.errors import ConfigError
 from specsegdiff.explanation import Explanation
-from specsegdiff.hub import from_dict
+from specsegdiff.hub import from_dict, without_format
 from specsegdiff.narration.concepts import speech_concepts
 from specsegdiff.narration.kinds import Reference
 from specsegdiff.narration.measurements import place_of
@@ -128,11 +128,8 @@ class Answer:
     @classmethod
     def from_dict(cls, values: Any, *, where: str = "answer") -> "Answer":
         """Build what `to_dict` wrote; raises `ConfigError` on anything else."""
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            came = values.get("format") if isinstance(values, dict) else type(values).__name__
-            raise ConfigError(f"{where}: expected format {FORMAT!r}, got {came!r}")
-        text = GroundedText.from_dict(values.get("text"), where=f"{where}: text")
-        rest = {key: value for key, value in values.items() if key not in ("format", "text")}
+        rest = without_format(values, FORMAT, where=where)
+        text = GroundedText.from_dict(rest.pop("text", None), where=f"{where}: text")
         card = from_dict(_Card, rest, where=where)
         return cls(text=text, **vars(card))
 
@@ -229,8 +226,8 @@ class Room:
         )
         first = (
             f", {place.box}, {verdict}: {n['covered_percent']:.1f} % of it is marked, of all "
-            f"{n['whole_percent']:.1f} %; mean heat {n['heat']:.2f}, {n['spread']:.2f} of spread "
-            "between draws."
+            f"{n['whole_percent']:.1f} %; mean heat {n['heat']:.2f} with a spread of "
+            f"{n['spread']:.2f}."
         )
         kind, mark, rest = place.finding.partition("; ")
         return [

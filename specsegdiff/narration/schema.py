@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 from specsegdiff.cells import Box
 from specsegdiff.errors import CheckpointError, ConfigError, OutputError
 from specsegdiff.explanation import Explanation
-from specsegdiff.hub import from_dict, write_atomic
+from specsegdiff.hub import from_dict, without_format, write_atomic
 
 FORMAT = "specsegdiff report 1"
 
@@ -179,10 +179,7 @@ class Report:
         Raises `ConfigError` on missing, unknown or impossible fields; ``where`` names the source
         there.
         """
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            came = values.get("format") if isinstance(values, dict) else type(values).__name__
-            raise ConfigError(f"{where}: expected format {FORMAT!r}, got {came!r}")
-        return from_dict(cls, {k: v for k, v in values.items() if k != "format"}, where=where)
+        return from_dict(cls, without_format(values, FORMAT, where=where), where=where)
 
     def to_json(self) -> str:
         """`to_dict` as JSON text."""

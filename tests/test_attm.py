@@ -5,24 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from models import noise
+from models import ENCODER, noise
 
 from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.models.attm import ECAPA, AttM, AttMECAPA, AttMECAPAConfig
 from specsegdiff.models.detector import Detector
-from specsegdiff.models.wav2vec2_aasist import PRESETS, Wav2Vec2AASIST
+from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 
 pytest.importorskip("transformers")
 
-BACKBONE = replace(
-    PRESETS["tiny"].backbone,
-    conv_dim=(16,) * 3,
-    conv_kernel=(10, 8, 4),
-    conv_stride=(5, 8, 8),
-    num_hidden_layers=3,
-)
 CONFIG = AttMECAPAConfig(
-    backbone=BACKBONE, n_samples=4_000, channels=16, scale=4, merged=12, attention=6, embedding=5
+    backbone=ENCODER, n_samples=4_000, channels=16, scale=4, merged=12, attention=6, embedding=5
 )
 
 
@@ -217,11 +210,11 @@ def test_it_takes_over_an_encoder(tmp_path):
     assert model.backbone is detector.backbone
     assert model.config.backbone == detector.config.backbone
     assert model.config.n_samples == detector.config.n_samples
-    make(replace(CONFIG, backbone=replace(BACKBONE, family="hubert"))).backbone.save_pretrained(
+    make(replace(CONFIG, backbone=replace(ENCODER, family="hubert"))).backbone.save_pretrained(
         tmp_path
     )
     taken = AttMECAPA.from_backbone(tmp_path, normalise=False, n_samples=4_000, **changes).eval()
-    assert taken.config.backbone == replace(BACKBONE, family="hubert")
+    assert taken.config.backbone == replace(ENCODER, family="hubert")
     assert not taken.config.normalise
     assert taken(noise(1, 4_000)).shape == (1, 2)
 
@@ -236,7 +229,7 @@ def test_it_takes_over_an_encoder(tmp_path):
         ({"embedding": 0}, "embedding"),
         ({"temperature": 0.0}, "temperature"),
         ({"n_samples": 400}, "two frames"),
-        ({"backbone": replace(BACKBONE, num_hidden_layers=1)}, "two layers"),
+        ({"backbone": replace(ENCODER, num_hidden_layers=1)}, "two layers"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, says):

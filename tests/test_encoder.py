@@ -5,29 +5,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import noise
+from models import ENCODER, noise
 
 from specsegdiff.errors import ConfigError
 from specsegdiff.models.encoder import WAVLM_LARGE, build_backbone
 from specsegdiff.models.graph import GraphConfig
-from specsegdiff.models.wav2vec2_aasist import PRESETS, Wav2Vec2AASIST
+from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 
 transformers = pytest.importorskip("transformers")
 
-TINY = replace(
-    PRESETS["tiny"].backbone,
-    conv_dim=(16,) * 3,
-    conv_kernel=(10, 8, 4),
-    conv_stride=(5, 8, 8),
-    num_hidden_layers=3,
-)
 FAMILIES = ("wav2vec2", "wavlm", "hubert")
 
 
 def make(family, **changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        backbone = replace(TINY, family=family, **changes)
+        backbone = replace(ENCODER, family=family, **changes)
         model = Wav2Vec2AASIST.from_preset("tiny", backbone=backbone)
         with torch.no_grad():
             for name, value in model.named_parameters():
@@ -61,7 +54,7 @@ def test_an_encoder_is_taken_from_hugging_face_and_kept_in_a_folder(family, tmp_
     theirs.save_pretrained(tmp_path / "theirs")
     small = {"rows": 12, "n_samples": 4_000, "channels": (4, 4), "graph": GraphConfig(dims=(4, 4))}
     model = Wav2Vec2AASIST.from_backbone(tmp_path / "theirs", normalise=True, **small).eval()
-    assert model.config.backbone == replace(TINY, family=family)
+    assert model.config.backbone == replace(ENCODER, family=family)
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, theirs.state_dict()[name]), name
     model.save_pretrained(tmp_path / "ours")
@@ -104,7 +97,7 @@ def test_other_encoders_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="model_type='data2vec-audio', expected one of wav2vec2"):
         Wav2Vec2AASIST.from_backbone(tmp_path, normalise=True)
     with pytest.raises(ConfigError, match="family"):
-        replace(TINY, family="data2vec")
+        replace(ENCODER, family="data2vec")
 
 
 def test_wavlm_large_has_the_published_size():

@@ -4,24 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import noise
+from models import ENCODER, noise
 
 from specsegdiff.errors import CheckpointError, ConfigError, ShapeError
 from specsegdiff.frontend import Stft, StftConfig
 from specsegdiff.models.encoder import BackboneConfig
 from specsegdiff.models.frame_head import FrameScorer, FrameScorerConfig
-from specsegdiff.models.wav2vec2_aasist import PRESETS, Wav2Vec2AASIST
+from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 
 pytest.importorskip("transformers")
 
-BACKBONE = replace(
-    PRESETS["tiny"].backbone,
-    conv_dim=(16,) * 3,
-    conv_kernel=(10, 8, 4),
-    conv_stride=(5, 8, 8),
-    num_hidden_layers=2,
-)
-CONFIG = FrameScorerConfig(backbone=BACKBONE, normalise=False, n_samples=4_000)
+CONFIG = FrameScorerConfig(backbone=ENCODER, normalise=False, n_samples=4_000)
 "Frames of 165 samples at a distance of 320, 12 of them in a window."
 
 
@@ -48,7 +41,7 @@ def without_gradients():
 @pytest.mark.parametrize("stable", [True, False], ids=["large", "base"])
 def test_the_head_reads_what_transformers_returns(stable):
     changes = {} if stable else {"do_stable_layer_norm": False, "feat_extract_norm": "group"}
-    scorer = make(replace(CONFIG, backbone=replace(BACKBONE, **changes)))
+    scorer = make(replace(CONFIG, backbone=replace(ENCODER, **changes)))
     wave = noise(2, 3_900)
     last = scorer.backbone(wave).last_hidden_state
     expected = last @ scorer.head.weight[0] + 0.2
@@ -67,7 +60,7 @@ def test_a_new_head_is_xavier_uniform():
 
 
 def test_windows_start_on_frames_and_their_logits_are_averaged(scorer):
-    backbone = BACKBONE
+    backbone = ENCODER
     frames = 30
     wave = noise(1, (frames - 1) * backbone.hop + backbone.reach + 17)
     window = 12  # frames of 4,000 samples; three windows, at 0, 9 and 18
@@ -83,7 +76,7 @@ def test_windows_start_on_frames_and_their_logits_are_averaged(scorer):
 @pytest.mark.parametrize("n", [1, 165, 484, 485, 4_000, 4_005, 9_000])
 def test_any_length_has_its_frames(scorer, n):
     wave = noise(2, n)
-    assert scorer.logits(wave).shape == (2, BACKBONE.n_frames(n))
+    assert scorer.logits(wave).shape == (2, ENCODER.n_frames(n))
     heat = scorer(wave)
     assert heat.shape == (2, *Stft().axes(n).shape)
     assert heat.isfinite().all()
@@ -98,7 +91,7 @@ def test_items_do_not_depend_on_each_other(scorer):
 def test_the_map_is_constant_over_frequency_and_interpolates_between_centres(monkeypatch):
     scorer = make(replace(CONFIG, stft=StftConfig(n_fft=64, hop=20)))
     n = 3_000
-    level = torch.rand(1, BACKBONE.n_frames(n), generator=torch.Generator().manual_seed(0))
+    level = torch.rand(1, ENCODER.n_frames(n), generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(scorer, "logits", lambda wave: level.logit())
     heat = scorer(noise(1, n))
     assert heat.shape == (1, 33, 151)

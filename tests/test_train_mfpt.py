@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import noise
+from models import ENCODER, noise
 from test_protocols import tree_5, tree_2019
 from toy import write_corpus
 
@@ -48,13 +48,7 @@ RUN = RunConfig(
 SPLICES = SpliceConfig(n_samples=4_000)
 TINY = replace(
     PRESETS["tiny"],
-    backbone=replace(
-        PRESETS["tiny"].backbone,
-        conv_dim=(16,) * 3,
-        conv_kernel=(10, 8, 4),
-        conv_stride=(5, 8, 8),
-        num_hidden_layers=2,
-    ),
+    backbone=replace(ENCODER, num_hidden_layers=2),
     n_samples=6_000,
 )
 

@@ -261,8 +261,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--pairs", default="../shared/corpus/pairs.csv", help="manifest")
-    parser.add_argument("--draws", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--draws", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--every", type=int, default=1, help="take every n-th pair only")
     parser.add_argument("--out", type=Path, default=RESULTS / "grounding.json")
     options = parser.parse_args()

@@ -25,7 +25,7 @@ from specsegdiff.narration.answers import ask
 from specsegdiff.narration.rules import RuleNarrator
 from specsegdiff.narration.schema import Narrator, Report
 from specsegdiff.progress import reported
-from specsegdiff.sampling import Draws, fastest_dtype, sample
+from specsegdiff.sampling import Draws, fastest_dtype, is_one_pass, sample
 from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter
 
 WINDOW_FRAMES = 1024
@@ -90,7 +90,8 @@ def explain(
     precision = precision or fastest_dtype(device)
     frames = config.stft.n_frames(wave.shape[1])
     heat, spread = (MapWriter(config.stft.n_freqs, frames) for _ in range(2))
-    passes = -(-frames // WINDOW_FRAMES) * draws * steps
+    a_window = 1 if is_one_pass(model, steps=steps) else draws * steps
+    passes = -(-frames // WINDOW_FRAMES) * a_window
     telling = reported(progress, total=passes, unit="pass", name="explain", long=passes > 256)
     with _ready(model, device), telling as advance:
         for start in range(0, frames, WINDOW_FRAMES):

@@ -51,10 +51,13 @@ class Segmenter(Protocol):
 
 @dataclass(frozen=True)
 class Draws:
-    """Mean and standard deviation over the draws, ``(..., f, t)`` in [0, 1] and [0, 0.5]."""
+    """What draws say of each bin, ``(..., f, t)``."""
 
     mean: Map
+    "Mean over the draws, in [0, 1]."
     spread: Map
+    """Standard deviation over the draws, in [0, 0.5]; where one pass answers for all of them, that
+    of a bin which is marked with probability `mean`."""
 
 
 @torch.inference_mode()
@@ -69,8 +72,10 @@ def sample(
     """Draw masks for conditions ``(b, c, t)`` and return their mean and spread.
 
     The noise of a draw depends on the seed, the item's name (its place in ``items``, by default
-    "0") and the draw's index only, never on batch size or order. ``options`` are those of
-    `draw_masks`. Raises `ConfigError` on counts below one, or more steps than were trained.
+    "0") and the draw's index only, never on batch size or order. Where draws cannot differ
+    (`is_one_pass`) one is computed: it is the mean p of the mask's posterior, and the spread is
+    sqrt(p (1 - p)). ``options`` are those of `draw_masks`. Raises `ConfigError` on counts below
+    one, or more steps than were trained.
     """
     draws = model.config.draws if draws is None else draws
     _check_count(draws, name="draws")
@@ -79,11 +84,24 @@ def sample(
         raise ConfigError(
             f"got {len(names)} item names for {len(condition)} conditions; pass one for each"
         )
+    shared = is_one_pass(model, steps=options.get("steps"), sampler=options.get("sampler"))
     results = [
-        moments(draw_masks(model, one, range(draws), item=name, **options))
+        moments(draw_masks(model, one, range(1 if shared else draws), item=name, **options))
         for one, name in zip(condition, names, strict=True)
     ]
-    return Draws(torch.stack([r.mean for r in results]), torch.stack([r.spread for r in results]))
+    mean = torch.stack([r.mean for r in results])
+    if shared:
+        return Draws(mean, (mean * (1 - mean)).sqrt())
+    return Draws(mean, torch.stack([r.spread for r in results]))
+
+
+def is_one_pass(model: Segmenter, *, steps: int | None = None, sampler: str | None = None) -> bool:
+    """Tell whether one network pass answers for all draws: the only step sees nothing of them."""
+    if (model.config.steps if steps is None else steps) != 1:
+        return False
+    scheduler = model.scheduler(sampler=sampler)
+    _set_steps(scheduler, 1)
+    return model.is_blind(scheduler.timesteps[0])
 
 
 def moments(chunks: Iterable[Float[Tensor, "_ f t"]]) -> Draws:

@@ -168,7 +168,7 @@ PRESETS: dict[str, SegDiffConfig] = {
         train_steps=1000,
         schedule="squaredcos_cap_v2",
         sampler="ddim",
-        steps=2,
+        steps=1,
     ),
     # For tests and dry runs: the `small` design at a size that trains in seconds.
     "tiny": SegDiffConfig(

@@ -254,7 +254,7 @@ def _place(fields: Fields) -> str:
 
 def _heat(shown: Mapping[str, float]) -> str:
     return (
-        f"mean heat {shown['heat']:.2f}, {shown['spread']:.2f} of spread between draws, and "
+        f"mean heat {shown['heat']:.2f} with a spread of {shown['spread']:.2f}, and "
         f"{shown['mask_percent']:.1f} % of the mask."
     )
 

@@ -9,7 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specsegdiff.api import asset, default_detector, default_model, explain, narrate
+    from specsegdiff.api import (
+        asset,
+        default_detector,
+        default_model,
+        explain,
+        narrate,
+        small_narrator,
+    )
     from specsegdiff.data.audio import load_audio
     from specsegdiff.explanation import Explainer, Explanation
     from specsegdiff.frontend import Axes, Stft, StftConfig
@@ -23,6 +30,7 @@ _HOMES = {
     "default_model": "api",
     "default_detector": "api",
     "narrate": "api",
+    "small_narrator": "api",
     "ask": "narration.answers",
     "asset": "api",
     "load_audio": "data.audio",
@@ -55,6 +63,7 @@ __all__ = [
     "ground_truth",
     "load_audio",
     "narrate",
+    "small_narrator",
     "top_share",
 ]
 

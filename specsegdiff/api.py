@@ -22,8 +22,10 @@ from specsegdiff.models.detector import Detector, p_spoof, spoof_column
 from specsegdiff.models.segdiff import SegDiff, SpecSegDiff
 from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 from specsegdiff.narration.answers import ask
+from specsegdiff.narration.picture import SMALL_PICTURE
 from specsegdiff.narration.rules import RuleNarrator
 from specsegdiff.narration.schema import Narrator, Report
+from specsegdiff.narration.vlm import VLMConfig, VLMNarrator, hottest
 from specsegdiff.progress import reported
 from specsegdiff.sampling import Draws, fastest_dtype, is_one_pass, sample
 from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter
@@ -43,6 +45,9 @@ DEFAULT_MODEL = "specsegdiff-small"
 
 DEFAULT_DETECTOR = "wav2vec2-aasist-small"
 "Name of the embedded detector, a folder beside it."
+
+SMALL_NARRATOR = "narrator-small"
+"Name of the embedded vision-language narrator, a folder beside them."
 
 DETECTOR_SECONDS = 60.0
 "A longer recording is judged in stretches of this length at most, whose logits are averaged."
@@ -254,6 +259,24 @@ def default_model() -> SpecSegDiff:
 def default_detector() -> Wav2Vec2AASIST:
     """Load the embedded detector once; its card lies beside it."""
     return Wav2Vec2AASIST.from_pretrained(asset(DEFAULT_DETECTOR))
+
+
+@cache
+def small_narrator(*, chooses: bool = False) -> VLMNarrator:
+    """Load the embedded vision-language narrator once, for ``explain(..., narrator=...)``; its card
+    lies beside it.
+
+    It describes the three hottest cells, or, where it ``chooses``, those that it names itself,
+    which are right less often. Raises `DependencyError` without the extra ``vlm``.
+    """
+    folder = asset(SMALL_NARRATOR)
+    return VLMNarrator.from_pretrained(
+        folder / "model",
+        adapters=(folder / "cells", folder / "text"),
+        config=VLMConfig(votes=16, cell_tokens=32, text_tokens=256, picture=SMALL_PICTURE),
+        choose=None if chooses else hottest,
+        name=SMALL_NARRATOR,
+    )
 
 
 def asset(name: str) -> Path:

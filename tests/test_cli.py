@@ -132,6 +132,15 @@ def test_explain_prints_regions_and_writes_maps_picture_and_sound(
     assert Report.from_dict(said).cells
 
 
+def test_explain_asks_the_narrator_that_is_named(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="adapters need the extra 'vlm'")
+    for name, expected in (("rules", "rules"), ("small", "VLMNarrator")):
+        explain(place, "--out", tmp_path / name, "--narrator", name)
+        said = json.loads((tmp_path / name / "report.json").read_text())
+        assert said["provenance"]["narrator"] == expected
+    assert run("explain", place / "call.wav", "--narrator", "nobody").exit_code == 2
+
+
 def test_explain_prints_json_and_nothing_else(place: Path, tmp_path: Path) -> None:
     result = explain(place, "--json", "--draws", 3, "--steps", 2, "--share", 0.1)
     told = json.loads(result.stdout)

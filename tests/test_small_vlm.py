@@ -12,6 +12,7 @@ import pytest
 import torch
 from models import noise
 
+import specsegdiff as ssd
 from specsegdiff.cells import RegionGrid
 from specsegdiff.data.pairs import Pair
 from specsegdiff.errors import ConfigError
@@ -271,8 +272,6 @@ def test_only_base_may_have_no_model(corpus):
 @pytest.mark.slow
 def test_from_random_weights_to_a_report(corpus, tmp_path):
     """All five stages, then `explain` with the model and both adapters, without a network."""
-    from specsegdiff import explain
-
     model = base(corpus, tmp_path / "base", steps=1)
     kept = {}
     for stage in ("sft-1", "grpo-1", "sft-2", "grpo-2"):
@@ -296,12 +295,31 @@ def test_from_random_weights_to_a_report(corpus, tmp_path):
         adapters=(kept["grpo-1"], kept["grpo-2"]),
         config=VLMConfig(picture=SMALL_PICTURE, attempts=2, cell_tokens=8, text_tokens=8),
     )
-    report = explain(
+    report = ssd.explain(
         noise(N, seed=0).numpy(), N, detector=False, draws=1, steps=1, narrator=narrator
     ).report
     assert report.provenance["model"] == str(model)
     # one step teaches nothing, and nothing is invented
     assert report.unparsed or len(report.cells) <= 3
+
+
+# ------------------------------------------------------------------ the embedded one
+
+
+def test_the_embedded_narrator_names_cells_and_says_what_is_there():
+    """Trained weights: its answers can be read, and repeat."""
+    example = ssd.explain(ssd.asset("example.flac"), detector=False)
+    first, second = (ssd.narrate(example, ssd.small_narrator()) for _ in range(2))
+    assert first == second
+    assert [cell.id for cell in first.cells] == [cell.id for cell in example.report.cells]
+    own = ssd.narrate(example, ssd.small_narrator(chooses=True))
+    assert len(own.cells) == 3
+    assert own.provenance["regions chosen by"] == "the model"
+    assert first.provenance["model"] == "narrator-small"
+    assert len(first.cells) == len(first.sentences) == 3
+    assert first.unparsed == ""
+    assert all(said.text.startswith(f"Region {said.region}: ") for said in first.sentences)
+    assert not any(said.unsupported() for said in first.sentences)
 
 
 # ------------------------------------------------------------------ benchmark

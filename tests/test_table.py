@@ -181,3 +181,34 @@ def test_the_pooling_that_val_chose_stands_out(table: dict[str, Any], tmp_path: 
     assert lines[2].startswith("| cells ranked by | R@3, test | R@3, seen | R@3, unseen | AP, test")
     assert lines[4].startswith("| **mean** | 0.61 (0.50 to 0.70) | - | 0.61 (0.50 to 0.70) | 0.50")
     assert lines[5].startswith("| random | 0.61")
+
+
+def test_narrators_are_a_table_of_cells_and_one_of_words(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    scores = {name: [0.5, 0.4, 0.6] for name in ("recall_at_3", "ndcg_binary_at_3")}
+    scores |= {"over_constant": [-0.02, -0.1, 0.1], "average_precision": [0.25]}
+    on_hits = {name: [1.0] for name in ("time", "frequency", "phone", "average")}
+    words = {"on_hits": on_hits, "end_to_end": [0.4]}
+    found = {
+        "meta": result()["meta"] | {"k": 3},
+        "test": {
+            "cells": [{"method": "VLM", "all": scores | {"pairs": 12}}],
+            "words": [
+                {"narrator": "rules", "fake": words, "genuine twin": words, "coverage": [0.95]},
+                {
+                    "narrator": "silent",
+                    "fake": words | {"on_hits": dict.fromkeys(on_hits)},
+                    "genuine twin": words,
+                    "coverage": None,
+                },
+            ],
+        },
+        "rewards": {"grpo-1": {"steps": 200, "reward": [0.25, 0.5]}},
+    }
+    (tmp_path / "narration.json").write_text(json.dumps(found))
+    lines = table["fill"](PAGE.replace("segmentation", "narration"), tmp_path).splitlines()
+    assert "| VLM | 12 | 0.50 (0.40 to 0.60) | -0.02 (-0.10 to 0.10) | 0.50" in "\n".join(lines)
+    assert "| rules | 1.00 | 1.00 | 1.00 | 0.40 | 0.40 | 1.00 | 0.95 |" in lines
+    assert "| silent | - | - | - | 0.40 | 0.40 | 1.00 | - |" in lines
+    assert any("grpo-1, 200 steps: 0.25 to 0.50" in line for line in lines)

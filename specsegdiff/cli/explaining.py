@@ -4,7 +4,7 @@ import dataclasses
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -46,6 +46,10 @@ def explain(
     seed: Seed = 0,
     share: Annotated[float, typer.Option(help="Share of the bins that the mask marks.")] = 0.05,
     model: Model = None,
+    narrator: Annotated[
+        Literal["rules", "small"],
+        typer.Option(help="Who writes the report: rules, or the embedded vision-language model."),
+    ] = "rules",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -61,6 +65,7 @@ def explain(
     explanation = api.explain(
         source or api.asset(EXAMPLE),
         model=load_model(model),
+        narrator=api.small_narrator() if narrator == "small" else None,
         draws=draws,
         steps=steps,
         seed=seed,

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from specsegdiff.cells import RegionGrid, Regions, whole_plane
+from specsegdiff.cells import RegionGrid, Regions, pool, top_k, whole_plane
 from specsegdiff.errors import CheckpointError, ConfigError, DependencyError
 from specsegdiff.explanation import Explanation
 from specsegdiff.frontend import Axes
@@ -76,8 +76,6 @@ class VLMNarrator:
     is left as it was found, and the random state too.
 
     >>> from specsegdiff import explain
-    >>> from specsegdiff.cells import pool, top_k
-    >>> hottest = lambda explanation, regions: top_k(pool(explanation.heatmap, regions), 3)
     >>> narrator = VLMNarrator.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")  # doctest: +SKIP
     >>> print(narrator(explain("call.wav")))  # doctest: +SKIP
     """
@@ -108,26 +106,28 @@ class VLMNarrator:
         config: VLMConfig | None = None,
         regions: Callable[[Axes], Regions] = RegionGrid,
         choose: Chooser | None = None,
+        name: str = "",
         **options: Any,
     ) -> "VLMNarrator":
         """Load a model of a folder or a hub id, with the adapters of Query 1 and 2 if there are.
 
-        ``options`` go to `transformers`, such as ``dtype`` or ``device_map``; files are read as
-        safetensors, and no code from a repository is run. Raises `DependencyError` without
-        transformers or, with adapters, peft, and `CheckpointError` where nothing can be loaded.
+        ``name`` is what a report calls the model, by default ``source``. ``options`` go to
+        `transformers`, such as ``dtype`` or ``device_map``; files are read as safetensors, and no
+        code from a repository is run. Raises `DependencyError` without transformers or, with
+        adapters, peft, and `CheckpointError` where nothing can be loaded.
         """
         model, processor = load_vlm(source, **options)
         names = {CELLS_ADAPTER: adapters[0], TEXT_ADAPTER: adapters[1]}
-        for name, folder in names.items():
+        for adapter, folder in names.items():
             if folder is not None:
-                model = with_adapter(model, folder, name=name)
+                model = with_adapter(model, folder, name=adapter)
         return cls(
             model.eval(),
             processor,
             config=config,
             regions=regions,
             choose=choose,
-            name=str(source),
+            name=name or str(source),
         )
 
     def __call__(self, explanation: Explanation) -> Report:
@@ -238,6 +238,11 @@ class VLMNarrator:
                     seed=self.config.seed + attempt,
                 )
             yield decode(self.processor, ids)[0]
+
+
+def hottest(explanation: Explanation, regions: Regions) -> tuple[str, ...]:
+    """A `Chooser`: the three regions with the most heat."""
+    return tuple(top_k(pool(explanation.layers.heatmap, regions), 3))
 
 
 def elect(texts: Iterable[str], *, count: int, k: int) -> tuple[str, ...]:

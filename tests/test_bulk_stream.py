@@ -109,7 +109,7 @@ def test_columns_and_transform(maps, good):
 def test_what_cannot_be_read_is_said(maps, tmp_path):
     with pytest.raises(CorpusError, match=r"no run\.json"):
         CorpusRows(tmp_path)
-    with pytest.raises(ConfigError, match="rank 2 of 2"):
+    with pytest.raises(ConfigError, match="got rank=2, world=2"):
         CorpusRows(maps, rank=2, world=2)
     part = sorted(maps.glob("parts/*.parquet"))[0]
     content = part.read_bytes()

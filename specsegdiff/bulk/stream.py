@@ -1,16 +1,16 @@
 """Rows of a corpus as training data: each once an epoch, over all processes and workers."""
 
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from specsegdiff.bulk.parts import Marker, finished_parts, rows_of
+from specsegdiff.bulk.place import find_place
 from specsegdiff.bulk.rows import Row
-from specsegdiff.errors import ConfigError
 
 
 class CorpusRows(IterableDataset[Any]):
@@ -20,7 +20,8 @@ class CorpusRows(IterableDataset[Any]):
     memory at a time. The order of parts, and of the rows in each, hangs on ``seed`` and on the
     epoch that `set_epoch` names; without ``shuffle`` longer recordings come first. Rows of bad
     files are left out. ``columns`` are those of `specsegdiff.bulk.rows.schema`, and ``transform``
-    makes an item of a row. ``rank`` and ``world`` are by default those of torchrun.
+    makes an item of a row. ``rank`` and ``world`` are by default those that
+    `specsegdiff.bulk.place.find_place` finds.
 
     With ``equal``, the default where there is more than one process, all processes and workers
     give as many items as the one with the fewest, since a collective step waits for all: what is
@@ -51,14 +52,8 @@ class CorpusRows(IterableDataset[Any]):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
-        self.rank = int(os.environ.get("RANK", 0)) if rank is None else rank
-        self.world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
-        if not 0 <= self.rank < self.world:
-            raise ConfigError(
-                f"rank {self.rank} of {self.world} processes; ranks count from 0 to "
-                f"{self.world - 1}"
-            )
-        self.equal = self.world > 1 if equal is None else equal
+        self.place = find_place(rank, world)
+        self.equal = self.place.world > 1 if equal is None else equal
         self._parts = finished_parts(self.out)
 
     def set_epoch(self, epoch: int) -> None:
@@ -68,19 +63,22 @@ class CorpusRows(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        shares = self._deal(self.world * workers)
-        wanted = shares[self.rank * workers + worker]
-        most = min(map(_good, shares)) if self.equal else _good(wanted)
-        order = random.Random(f"{self.seed} {self.epoch} {self.rank} {worker}")
-        for marker in wanted:
-            rows = [row for row in self._read(marker) if row["error_type"] is None]
+        shares = self._deal(self.place.world * workers)
+        wanted = shares[self.place.rank * workers + worker]
+        most = min(map(_good, shares)) if self.equal else None
+        order = random.Random(f"{self.seed} {self.epoch} {self.place.rank} {worker}")
+        # no part is read that gives nothing any more
+        return islice(self._items(wanted, order), most)
+
+    def _items(self, parts: Sequence[Marker], order: random.Random) -> Iterator[Any]:
+        for part in parts:
+            rows = [row for row in self._read(part) if row["error_type"] is None]
             if self.shuffle:
                 order.shuffle(rows)
-            for row in rows[:most]:
+            for row in rows:
                 if self.columns is not None:
                     row = {name: row[name] for name in self.columns}
                 yield row if self.transform is None else self.transform(row)
-            most -= min(most, len(rows))
 
     def _deal(self, count: int) -> list[list[Marker]]:
         """Parts of each reader; all processes deal alike."""

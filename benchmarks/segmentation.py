@@ -41,8 +41,9 @@ class DrawnMaps:
     """Means over the first 1, 8, 32 draws, from one run: a draw does not know its company."""
 
     def __init__(self, model: SpecSegDiff, counts: Sequence[int], steps: int, sampler: str) -> None:
-        self.model, self.counts, self.steps, self.sampler = model, counts, steps, sampler
+        self.model, self.steps, self.sampler = model, steps, sampler
         self.one_pass = is_one_pass(model, steps=steps, sampler=sampler)
+        self.counts = [1] if self.one_pass else counts
         self.pair = ""
         self.drawn: dict[int, Draws] = {}
         self.doubts: list[Row] = []
@@ -62,7 +63,7 @@ class DrawnMaps:
         how = {"steps": self.steps, "sampler": self.sampler, "dtype": fastest_dtype("cpu")}
         if self.one_pass:
             found = sample(self.model, condition, **how)
-            self.drawn = dict.fromkeys(self.counts, Draws(found.mean[0], found.spread[0]))
+            self.drawn = {1: Draws(found.mean[0], found.spread[0])}
         else:
             chunks = draw_masks(
                 self.model, condition[0], range(max(self.counts)), item=pair.id, **how
@@ -194,11 +195,9 @@ def main() -> None:
     drawn = {}
     for steps in options.steps or [model.config.steps]:
         maps = DrawnMaps(model, options.draws, steps, options.sampler)
-        if maps.one_pass:
-            drawn["SpecSegDiff, one pass"] = (maps, max(options.draws))
-            continue
-        for count in options.draws:
-            drawn[f"SpecSegDiff, draws {count}, steps {steps}"] = (maps, count)
+        for count in maps.counts:
+            how = "one pass" if maps.one_pass else f"draws {count}, steps {steps}"
+            drawn[f"SpecSegDiff, {how}"] = (maps, count)
     if options.deterministic:
         control = SpecSegDiff.from_pretrained(options.deterministic)
         drawn["same network, trained without diffusion"] = (DrawnMaps(control, [1], 1, "ddim"), 1)

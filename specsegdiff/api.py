@@ -74,9 +74,10 @@ def explain(
     dict; any length, rate and channel count. ``detector`` judges the whole recording
     (`Explanation.p_spoof`): True takes the embedded one, False none. ``narrator`` puts the result
     into words where `Explanation.report` is asked, by default by rules. ``draws`` and ``steps``
-    default to the model's own; the same ``seed`` gives the same maps. ``precision`` is the
-    segmenter's type, by default bfloat16 where this CPU computes with it. ``progress`` is called
-    with (network passes done, all); True shows a bar, None shows it for long work in a terminal.
+    default to the model's own; the embedded one takes one step, and draws differ from two on. The
+    same ``seed`` gives the same maps. ``precision`` is the segmenter's type, by default bfloat16
+    where this CPU computes with it. ``progress`` is called with (network passes done, all); True
+    shows a bar, None shows it for long work in a terminal.
     Long recordings are read, explained and stored in windows, so memory does not grow with them.
 
     Raises `AudioError` where the source cannot be read, is shorter than one analysis window or
@@ -267,7 +268,7 @@ def small_narrator(*, chooses: bool = False) -> VLMNarrator:
     lies beside it.
 
     It describes the three hottest cells, or, where it ``chooses``, those that it names itself,
-    which are right less often. Raises `DependencyError` without the extra ``vlm``.
+    which are right less often on val. Raises `DependencyError` without the extra ``vlm``.
     """
     folder = asset(SMALL_NARRATOR)
     return VLMNarrator.from_pretrained(

@@ -48,7 +48,7 @@ def explain(
     model: Model = None,
     narrator: Annotated[
         Literal["rules", "small"],
-        typer.Option(help="Who writes the report: rules, or the embedded vision-language model."),
+        typer.Option(help="Who writes the report of --out: rules, or the embedded model."),
     ] = "rules",
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -65,7 +65,8 @@ def explain(
     explanation = api.explain(
         source or api.asset(EXAMPLE),
         model=load_model(model),
-        narrator=api.small_narrator() if narrator == "small" else None,
+        # nothing but the files of --out holds a report
+        narrator=api.small_narrator() if narrator == "small" and out is not None else None,
         draws=draws,
         steps=steps,
         seed=seed,

@@ -13,7 +13,10 @@ Model = Annotated[
     str | None, typer.Option(help="Folder or Hub id of a model; by default the embedded one.")
 ]
 Draws = Annotated[
-    int | None, typer.Option(min=1, help="Masks that the heatmap averages; default: the model's.")
+    int | None,
+    typer.Option(
+        min=1, help="Masks to average; they differ from two steps on. Default: the model's."
+    ),
 ]
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Denoising steps a draw; default: the model's.")

@@ -211,33 +211,32 @@ class VLMNarrator:
         """Texts of several answers to Query 1, drawn at once."""
         c = self.config
         inputs = encode(self.processor, [prompt] * c.votes, [picture] * c.votes)
-        with using(self.model, CELLS_ADAPTER):
-            ids = generate(
-                self.model,
-                self.processor,
-                inputs.to(self.model.device),
-                max_tokens=c.cell_tokens,
-                temperature=1.0,
-                seed=c.seed,
-            )
-        return decode(self.processor, ids)
+        return self._generate(inputs, CELLS_ADAPTER, c.cell_tokens, temperature=1.0, seed=c.seed)
 
     def _answers(
         self, prompt: Prompt, picture: "Image", adapter: str, max_tokens: int
     ) -> Iterator[str]:
         """Texts that the model gives to one question: the likeliest first, then draws."""
-        inputs = encode(self.processor, [prompt], [picture]).to(self.model.device)
-        for attempt in range(self.config.attempts):
-            with using(self.model, adapter):
-                ids = generate(
-                    self.model,
-                    self.processor,
-                    inputs,
-                    max_tokens=max_tokens,
-                    temperature=self.config.temperature if attempt else 0.0,
-                    seed=self.config.seed + attempt,
-                )
-            yield decode(self.processor, ids)[0]
+        c, inputs = self.config, encode(self.processor, [prompt], [picture])
+        for attempt in range(c.attempts):
+            temperature = c.temperature if attempt else 0.0
+            yield from self._generate(
+                inputs, adapter, max_tokens, temperature=temperature, seed=c.seed + attempt
+            )
+
+    def _generate(
+        self, inputs: Any, adapter: str, max_tokens: int, *, temperature: float, seed: int
+    ) -> list[str]:
+        with using(self.model, adapter):
+            ids = generate(
+                self.model,
+                self.processor,
+                inputs.to(self.model.device),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+            )
+        return decode(self.processor, ids)
 
 
 def hottest(explanation: Explanation, regions: Regions) -> tuple[str, ...]:

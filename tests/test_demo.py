@@ -9,10 +9,9 @@ import io
 import json
 import os
 import re
-import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -442,26 +441,11 @@ def test_only_uploads_are_removed(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ a browser
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    """Headless Chromium with a microphone that beeps."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs a chromium in PATH")
-    options = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=options)
-        yield browser
-        browser.close()
-
-
 @pytest.mark.slow
-def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
-    """Upload, look, click, use keys, download, record; a broken and a large file; and close.
-
-    With a folder in SPECSEGDIFF_SCREENSHOTS, such as docs/images, the page is photographed.
-    """
+def test_the_page_in_a_browser(
+    browser: Any, photograph: Callable[..., None], tmp_path: Path
+) -> None:
+    """Upload, look, click, use keys, download, record; a broken and a large file; and close."""
     broken, large = tmp_path / "broken.wav", tmp_path / "large.wav"
     broken.write_bytes(b"RIFF no more")
     large.write_bytes(bytes(21_000_000))
@@ -494,8 +478,7 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
         lengths = tab.evaluate(players)
         assert lengths == pytest.approx(3 * [lengths[0]])
         assert "number 1 of 16 by heat" in read()
-        if folder := os.environ.get("SPECSEGDIFF_SCREENSHOTS"):
-            tab.screenshot(path=Path(folder) / "demo.png", full_page=True)
+        photograph(tab, "demo", full_page=True)
 
         # keys alone reach all there is, and one sees where one is
         name = "document.activeElement.ariaLabel || document.activeElement.innerText || ''"

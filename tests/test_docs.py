@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tomllib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -340,23 +340,64 @@ def public_names() -> set[str]:
     }
 
 
-@pytest.mark.slow
-def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the documentation, built with its code executed and warnings as errors."""
     for package in ("sphinx", "myst_nb", "furo", "ipykernel"):
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install -e '.[docs]'")
     for package in ("lightning", "zennit", "captum", "peft", "pyarrow", "sklearn"):
         if find_spec(package) is None:
             pytest.skip(f"the reference imports {package}: pip install -e '.[test]'")
+    folder = tmp_path_factory.mktemp("docs")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html"]
     done = subprocess.run(
-        [*command, "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path / "html")],
+        [*command, "-d", str(folder / "trees"), str(DOCS), str(folder / "html")],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    built = (tmp_path / "html" / "quickstart.html").read_text("utf-8")
-    assert "regions hold" in built, "the quickstart was not executed"
-    shown = inventory((tmp_path / "html" / "objects.inv").read_bytes())
-    assert sorted(public_names() - shown) == []
+    return folder / "html"
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_a_warning(built: Path) -> None:
+    shown = (built / "quickstart.html").read_text("utf-8")
+    assert "regions hold" in shown, "the quickstart was not executed"
+    assert sorted(public_names() - inventory((built / "objects.inv").read_bytes())) == []
+
+
+@pytest.mark.slow
+def test_the_first_notebook_in_a_browser(
+    built: Path, browser: Any, photograph: Callable[..., None]
+) -> None:
+    tab = browser.new_page(viewport={"width": 1280, "height": 1100})
+    tab.goto((built / "notebooks" / "first-explanation.html").as_uri())
+    picture = tab.locator(".cell_output img").first
+    assert picture.evaluate("image => image.complete && image.naturalWidth") > 500
+    players = "[...document.querySelectorAll('audio')].map(audio => audio.duration)"
+    tab.wait_for_function(f"{players}.length && {players}.every(duration => duration > 0)")
+    assert "R1: " in tab.inner_text("article")
+    photograph(tab, "notebook")
+
+
+@pytest.mark.slow
+def test_the_report_in_a_browser(
+    browser: Any, photograph: Callable[..., None], tmp_path: Path
+) -> None:
+    """What `to_html` makes of the example: shown whole, with nothing fetched for it."""
+    page = tmp_path / "report.html"
+    page.write_text(ssd.explain(ssd.asset("example.flac")).to_html(), encoding="utf-8")
+    tab = browser.new_page(viewport={"width": 1280, "height": 1100})
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(page.as_uri())
+    picture = tab.locator("img").first
+    assert picture.evaluate("image => image.complete && image.naturalWidth") > 500
+    assert picture.get_attribute("alt")
+    players = "[...document.querySelectorAll('audio')].map(audio => audio.duration)"
+    tab.wait_for_function(f"{players}.length && {players}.every(duration => duration > 0)")
+    assert tab.locator("td", has_text="R1").first.is_visible()
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    photograph(tab, "report")

@@ -17,6 +17,7 @@ from specsegdiff.data.audio import AudioSource, AudioStream, open_audio
 from specsegdiff.data.samples import SAMPLE_RATE
 from specsegdiff.errors import AudioError, ConfigError
 from specsegdiff.explanation import Explanation, Verdict, assemble
+from specsegdiff.export import OnnxSegmenter
 from specsegdiff.hub import weights_hash
 from specsegdiff.models.detector import Detector, p_spoof, spoof_column
 from specsegdiff.models.segdiff import SegDiff, SpecSegDiff
@@ -57,7 +58,7 @@ def explain(
     source: AudioSource,
     sample_rate: int | None = None,
     *,
-    model: SegDiff | None = None,
+    model: SegDiff | OnnxSegmenter | None = None,
     detector: Detector | bool = True,
     narrator: Narrator | None = None,
     draws: int | None = None,
@@ -88,18 +89,24 @@ def explain(
     judge = _judge(detector, config.stft.sample_rate)
     if not 0 < share < 1:
         raise ConfigError(f"share must lie between 0 and 1, got {share!r}")
+    network = None if isinstance(model, OnnxSegmenter) else model
+    # graphs compute as they were exported, on the CPU
+    precision = precision or (fastest_dtype(device) if network else torch.float32)
+    if network is None and (device, precision) != ("cpu", torch.float32):
+        raise ConfigError(
+            f"ONNX graphs run on the CPU in float32, got {device!r} and {precision}; leave both out"
+        )
     with open_audio(source, sample_rate, target_rate=config.stft.sample_rate) as stream:
         wave, gain = _read(stream, model)
         name, file_hash = stream.name, _file_hash(source)
     draws = config.draws if draws is None else draws
     steps = config.steps if steps is None else steps
-    precision = precision or fastest_dtype(device)
     frames = config.stft.n_frames(wave.shape[1])
     heat, spread = (MapWriter(config.stft.n_freqs, frames) for _ in range(2))
     a_window = 1 if is_one_pass(model, steps=steps) else draws * steps
     passes = -(-frames // WINDOW_FRAMES) * a_window
     telling = reported(progress, total=passes, unit="pass", name="explain", long=passes > 256)
-    with _ready(model, device), telling as advance:
+    with _ready(network, device), telling as advance:
         for start in range(0, frames, WINDOW_FRAMES):
             window = _explain_window(
                 model,
@@ -109,6 +116,7 @@ def explain(
                 draws=draws,
                 steps=steps,
                 seed=seed,
+                device=device,
                 precision=precision,
                 progress=advance,
             )
@@ -121,14 +129,16 @@ def explain(
         config=config.stft,
         source=name,
         model=model.name,
-        weights_sha256=weights_hash(model),
+        weights_sha256=model.weights_sha256
+        if isinstance(model, OnnxSegmenter)
+        else weights_hash(model),
         seed=seed,
         draws=draws,
         steps=steps,
         share=share,
         precision=str(precision).removeprefix("torch."),
         file_sha256=file_hash,
-        runtime=_runtime(device),
+        runtime=_runtime(device, model),
         verdict=_verdict(judge, wave, device) if judge else None,
         narrator=narrator or RuleNarrator(),
         answerer=ask,
@@ -162,7 +172,7 @@ def _verdict(detector: Detector, wave: MapStore, device: str) -> Verdict:
     cuts = [round(n * part / parts) for part in range(parts + 1)]
     total = torch.zeros(())
     module = detector if isinstance(detector, torch.nn.Module) else None
-    with torch.no_grad(), _ready(module, device) if module else contextlib.nullcontext():
+    with torch.no_grad(), _ready(module, device):
         for first, last in itertools.pairwise(cuts):
             logits = detector(wave.window(first, last).to(device))
             total = total + (last - first) / n * logits.float().cpu()
@@ -178,7 +188,7 @@ def _verdict(detector: Detector, wave: MapStore, device: str) -> Verdict:
     )
 
 
-def _read(stream: AudioStream, model: SegDiff) -> tuple[MapStore, float]:
+def _read(stream: AudioStream, model: SegDiff | OnnxSegmenter) -> tuple[MapStore, float]:
     """Waveform ``(1, n)`` and the gain that brings it to the model's level, in one pass."""
     n, window = stream.n_samples, model.config.stft.n_fft
     if n < window:
@@ -201,7 +211,7 @@ def _read(stream: AudioStream, model: SegDiff) -> tuple[MapStore, float]:
 
 
 def _explain_window(
-    model: SegDiff,
+    model: SegDiff | OnnxSegmenter,
     wave: MapStore,
     gain: float,
     frames: tuple[int, int],
@@ -209,6 +219,7 @@ def _explain_window(
     draws: int,
     steps: int,
     seed: int,
+    device: str,
     precision: torch.dtype,
     progress: Callable[[int], object],
 ) -> Draws:
@@ -220,7 +231,7 @@ def _explain_window(
     condition = model.observe(wave, begin, end, gain=gain)
     drawn = sample(
         model,
-        condition.to(next(model.parameters()).device),
+        condition.to(device),
         draws=draws,
         steps=steps,
         seed=seed,
@@ -244,8 +255,10 @@ def _file_hash(source: AudioSource) -> str:
         ) from error
 
 
-def _runtime(device: str) -> str:
+def _runtime(device: str, model: SegDiff | OnnxSegmenter) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
+    if isinstance(model, OnnxSegmenter):
+        versions += f", {model.runtime}"
     place = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     return f"Python {platform.python_version()}, {versions}, {place}, {platform.platform()}"
 
@@ -294,8 +307,12 @@ def asset(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _ready(model: torch.nn.Module, device: str) -> Iterator[None]:
-    """Model in evaluation mode on a device; it goes back to where and how it was."""
+def _ready(model: torch.nn.Module | None, device: str) -> Iterator[None]:
+    """Model, where it is PyTorch's, in evaluation mode on a device; it goes back to where and how
+    it was."""
+    if model is None:
+        yield
+        return
     first = next(model.parameters(), None)
     home, training = device if first is None else first.device, model.training
     try:

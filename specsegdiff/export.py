@@ -10,6 +10,7 @@ import importlib
 import json
 import tempfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from specsegdiff.frontend import Stft
 from specsegdiff.hub import from_dict, weights_hash, write_together
 from specsegdiff.models.segdiff import SegDiffConfig, SpecSegDiff, signal_share
 from specsegdiff.shapes import Map, Wave
+from specsegdiff.storage import MapStore
 
 ENCODER_NAME = "encoder.onnx"
 "Graph from ``images`` ``(b, c, f, t)`` to ``encoded`` ``(b, e, f, t)``."
@@ -150,11 +152,11 @@ def _graph(
 class OnnxSegmenter:
     """Exported networks run by ONNX Runtime on the CPU; a `specsegdiff.sampling.Segmenter`.
 
-    ``sample(OnnxSegmenter(folder), condition)`` gives the map of the exported model to `TOLERANCE`,
-    for the same seeds, draws and steps. ``threads`` is ONNX Runtime's number of threads, by default
-    PyTorch's. Raises `CheckpointError` where the folder does not hold what one `export_onnx` wrote,
-    `ConfigError` where its configuration is damaged, and `DependencyError` without the ``onnx``
-    extra.
+    ``explain(wave, model=OnnxSegmenter(folder))`` gives the map of the exported model to
+    `TOLERANCE`, for the same seeds, draws and steps. ``threads`` is ONNX Runtime's number of
+    threads, by default PyTorch's. Raises `CheckpointError` where the folder does not hold what one
+    `export_onnx` wrote, `ConfigError` where its configuration is damaged, and `DependencyError`
+    without the ``onnx`` extra.
     """
 
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
@@ -184,11 +186,21 @@ class OnnxSegmenter:
         self.config: SegDiffConfig = from_dict(SegDiffConfig, stored, where=str(folder))
         self.name: str = facts["name"]
         self.weights_sha256: str = facts["weights_sha256"]
+        self.runtime: str = f"onnxruntime {version('onnxruntime')}"
         self._outline = _outline(self.config)
 
     def condition(self, wave: Wave, *, gain: Tensor | None = None) -> Map:
         """Condition ``(b, f, t)`` of waveforms ``(b, n)``, as `SpecSegDiff.condition` makes it."""
         return self._outline.condition(wave, gain=gain)
+
+    def observe(self, recording: MapStore, start: int, stop: int, *, gain: float) -> Map:
+        """Condition of some frames, as `SpecSegDiff.observe` makes it."""
+        return self._outline.observe(recording, start, stop, gain=gain)
+
+    @property
+    def column_frames(self) -> int:
+        """Frames of the coarsest grid column; windows of a recording start at multiples of it."""
+        return self._outline.column_frames
 
     def grid(self, n_frames: int) -> tuple[int, int]:
         """Patch rows and columns of a map with ``n_frames`` frames."""

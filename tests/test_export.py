@@ -1,13 +1,17 @@
 """ONNX graphs: the same map as PyTorch's at any length, from files that say what they are."""
 
 import importlib
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from models import TINY, TINY_PAPER, make_model, noise
+from typer.testing import CliRunner
 
-from specsegdiff.api import default_model
+from specsegdiff.api import default_model, explain
+from specsegdiff.cli import app
+from specsegdiff.data.audio import write_audio
 from specsegdiff.errors import CheckpointError, ConfigError, DependencyError, OutputError
 from specsegdiff.export import (
     DENOISER_NAME,
@@ -115,7 +119,38 @@ def test_the_embedded_model_gives_its_map_as_graphs(tmp_path):
         torch.testing.assert_close(found.spread, expected.spread, atol=TOLERANCE / 5, rtol=0)
 
 
+def test_a_recording_is_explained_by_graphs_as_by_the_model(tmp_path):
+    model = default_model()
+    export_onnx(model, tmp_path)
+    # two windows and a bit
+    wave = noise(17 * 16_000)
+    found, expected = (
+        explain(wave, 16_000, model=m, detector=False, precision=torch.float32)
+        for m in (OnnxSegmenter(tmp_path), model)
+    )
+    torch.testing.assert_close(found.heatmap, expected.heatmap, atol=TOLERANCE, rtol=0)
+    made, true = found.provenance, expected.provenance
+    assert (made.model, made.weights_sha256) == (true.model, true.weights_sha256)
+    assert "onnxruntime " in made.runtime
+    assert "onnxruntime " not in true.runtime
+
+
+def test_the_command_explains_with_graphs(folder, tmp_path):
+    write_audio(tmp_path / "call.wav", noise(16_000), sample_rate=16_000)
+    words = ["explain", str(tmp_path / "call.wav"), "--model", str(folder), "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)["provenance"]
+    assert made["weights_sha256"] == OnnxSegmenter(folder).weights_sha256
+
+
 # ------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize("options", [{"device": "cuda"}, {"precision": torch.bfloat16}])
+def test_graphs_run_on_the_cpu_in_float32_only(folder, options):
+    with pytest.raises(ConfigError, match="run on the CPU in float32, got"):
+        explain(noise(16_000), 16_000, model=OnnxSegmenter(folder), detector=False, **options)
 
 
 def test_only_models_of_spectrograms_are_exported(tmp_path):

@@ -13,7 +13,7 @@ from specsegdiff.cli.options import (
     Seed,
     Steps,
     check_device,
-    load_model,
+    load_segmenter,
 )
 from specsegdiff.errors import ConfigError
 
@@ -63,7 +63,7 @@ def ask(
         check_device(device)
         explanation = api.explain(
             source,
-            model=load_model(model),
+            model=load_segmenter(model),
             draws=draws,
             steps=steps,
             seed=seed,

@@ -17,6 +17,7 @@ from specsegdiff.cli.options import (
     Steps,
     check_device,
     load_model,
+    load_segmenter,
 )
 from specsegdiff.cli.output import print_table
 from specsegdiff.errors import ConfigError
@@ -64,7 +65,7 @@ def explain(
     check_device(device)
     explanation = api.explain(
         source or api.asset(EXAMPLE),
-        model=load_model(model),
+        model=load_segmenter(model),
         # nothing but the files of --out holds a report
         narrator=api.small_narrator() if narrator == "small" and out is not None else None,
         draws=draws,

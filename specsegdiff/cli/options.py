@@ -1,5 +1,6 @@
 """Options that several commands share, and what they stand for."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,6 +8,7 @@ import typer
 from specsegdiff.errors import ConfigError
 
 if TYPE_CHECKING:
+    from specsegdiff.export import OnnxSegmenter
     from specsegdiff.models.segdiff import SpecSegDiff
 
 Model = Annotated[
@@ -33,6 +35,15 @@ def load_model(source: str | None) -> "SpecSegDiff | None":
     from specsegdiff.models.segdiff import SpecSegDiff
 
     return None if source is None else SpecSegDiff.from_pretrained(source)
+
+
+def load_segmenter(source: str | None) -> "SpecSegDiff | OnnxSegmenter | None":
+    """The same, for commands that run graphs of ``specsegdiff export`` too."""
+    from specsegdiff.export import ENCODER_NAME, OnnxSegmenter
+
+    if source is not None and (Path(source) / ENCODER_NAME).exists():
+        return OnnxSegmenter(source)
+    return load_model(source)
 
 
 def check_device(name: str) -> None:

@@ -3,10 +3,12 @@
     python benchmarks/mfpt.py
 
 trains from ``configs/detector/mfpt-small.yaml`` with each seed and share of the training data, with
-both stages and with the second alone, and writes ``benchmarks/results/mfpt.json`` after every run:
+both stages and with the second alone, and writes ``benchmarks/results/mfpt.json``:
 
 - the detector's equal error rate on test, seen and unseen vocoders apart, with 95 % intervals by
   source group; the row ``before`` is the detector that all runs start from;
+- the mean rate over the seeds, and its difference to that of ``before`` and of the second stage
+  alone, on the same resampled recordings;
 - of the frame scorer, on spliced test clips: frame error rate and segment F1, intervals by clip;
 - on splices within one class: the error rate of telling injected frames from others, and, in real
   speech, frames with a join from others. Half is what a scorer of synthesis has there; one that
@@ -17,13 +19,14 @@ Finished runs are read from their folders, and interrupted ones go on.
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from detection import interval, score
+from detection import Scored, rate, score
 from provenance import provenance
 from torch import Tensor
 
@@ -49,6 +52,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PER_SEGMENT = 8
 "Frames of a coarser segment, 160 ms."
+RESAMPLES = 500
 
 
 def parts(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
@@ -61,16 +65,64 @@ def parts(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
     return {name: part for name, part in found.items() if part}
 
 
-def recordings(detector: Any, pairs: Sequence[Pair]) -> dict[str, list[float]]:
-    """Equal error rate in percent and its interval, by part."""
-    detector.eval()
-    scored = score(detector, pairs)
-    reals = [s for s in scored if s.pair is None]
+def judged(detector: Any, pairs: Sequence[Pair]) -> dict[str, list[Scored]]:
+    """Scores of all recordings, by part; each has the real ones."""
+    scored = score(detector.eval(), pairs)
     kept = {name: {pair.id for pair in part} for name, part in parts(pairs).items()}
     return {
-        name: interval([*reals, *(s for s in scored if s.pair and s.pair.id in ids)], detector)
+        name: [s for s in scored if s.pair is None or s.pair.id in ids]
         for name, ids in kept.items()
     }
+
+
+def compared(
+    ours: Sequence[Sequence[Scored]], others: Sequence[Sequence[Scored]], detector: Any
+) -> list[float]:
+    """Mean rate of some runs less that of others, in points, and its 95 % bootstrap interval: the
+    same source groups are drawn for all runs. Without others, the mean rate."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, item in enumerate(ours[0]):
+        places[item.group].append(place)
+    groups = sorted(places)
+
+    def mean(runs: Sequence[Sequence[Scored]], drawn: list[int]) -> float:
+        rates = [rate([run[place] for place in drawn], detector) for run in runs]
+        return sum(rates) / len(rates) if rates else 0.0
+
+    everything = list(range(len(ours[0])))
+    generator = torch.Generator().manual_seed(0)
+    values: list[float] = []
+    while len(values) < RESAMPLES:
+        picked = torch.randint(len(groups), (len(groups),), generator=generator).tolist()
+        drawn = [place for number in picked for place in places[groups[number]]]
+        if len({ours[0][place].pair is None for place in drawn}) == 2:
+            values.append(mean(ours, drawn) - mean(others, drawn))
+    low, high = torch.tensor(values).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return [mean(ours, everything) - mean(others, everything), low, high]
+
+
+def summary(
+    runs: Mapping[tuple[str, float], Sequence[Mapping[str, list[Scored]]]], detector: Any
+) -> list[dict[str, Any]]:
+    """Mean rate of each method and share over its seeds, and what it differs by from ``before`` and
+    from the second stage alone."""
+    before = runs["before", 0.0]
+    found = []
+    for (method, share), ours in runs.items():
+        row: dict[str, Any] = {"method": method, "share": share, "seeds": len(ours)}
+        against = {
+            "eer": [],
+            "over_before": before,
+            "over_utterance": runs.get(("utterance", share)),
+        }
+        for name, others in against.items():
+            if others is not None and (others is not ours):
+                row[name] = {
+                    part: compared([o[part] for o in ours], [o[part] for o in others], detector)
+                    for part in ours[0]
+                }
+        found.append(row)
+    return found
 
 
 @torch.no_grad()
@@ -178,9 +230,13 @@ def main() -> None:
         )
     test = read_manifest(base.data, split="test")[:: options.every]
     start = starting_detector(base)
-    meta = provenance(start, config=Path(options.config).name, test_pairs=len(test))
-    rows: list[dict[str, Any]] = [{"method": "before", "eer": recordings(start, test)}]
-    print(json.dumps(rows[-1]), flush=True)
+    meta = provenance(
+        start, config=Path(options.config).name, pairs={n: len(p) for n, p in parts(test).items()}
+    )
+    runs: dict[tuple[str, float], list[dict[str, list[Scored]]]] = {
+        ("before", 0.0): [judged(start, test)]
+    }
+    rows: list[dict[str, Any]] = []
     for share in options.shares:
         for seed in options.seeds:
             for method in ("utterance", "mfpt"):
@@ -189,14 +245,19 @@ def main() -> None:
                 out = options.runs / f"{method}-{share:g}-{seed}"
                 run(config, out)
                 row: dict[str, Any] = {"method": method, "share": share, "seed": seed}
-                row["eer"] = recordings(load_detector(out / "model"), test)
+                runs.setdefault((method, share), []).append(
+                    judged(load_detector(out / "model"), test)
+                )
+                row["eer"] = {
+                    part: rate(found, start) for part, found in runs[method, share][-1].items()
+                }
                 if method == "mfpt":
                     scorer = FrameScorer.from_pretrained(out / "frames")
                     row["frames"] = localisation(scorer, test, base.splice, count=options.splices)
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-                result = {"meta": meta, "rows": rows}
-                write_atomic(options.out, json.dumps(result, indent=1).encode() + b"\n")
+    result = {"meta": meta, "rows": rows, "summary": summary(runs, start)}
+    write_atomic(options.out, json.dumps(result, indent=1).encode() + b"\n")
 
 
 if __name__ == "__main__":

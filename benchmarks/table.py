@@ -271,6 +271,40 @@ def speed(result: Mapping[str, Any]) -> str:
     )
 
 
+def runtimes(result: Mapping[str, Any]) -> str:
+    """Markdown of what other runtimes take for the networks of one pass."""
+    meta = result["meta"]
+    lines = [
+        [name, f"{row['ratio']:.2f}", f"{row['difference']:.0e}" if row["difference"] else "-"]
+        for name, row in result["rows"].items()
+    ]
+    head = ["networks of one pass by", "time over PyTorch's", "largest difference of a bin's heat"]
+    return (
+        f"{_table(head, lines)}\n{meta['threads']} threads of a {meta['device']}, in one run. "
+        f"Commit {meta['commit'][:8]}, {meta['date']}.\n"
+    )
+
+
+def newcomer(result: Mapping[str, Any]) -> str:
+    """Markdown of the time to the first picture."""
+    meta, ways = result["meta"], result["seconds"]
+    named = {"clone": "`git clone`, `./run example`", "wheel": "the wheel, `specsegdiff explain`"}
+    lines = [
+        [
+            named[way],
+            f"{(found['get'] + found['first']) / 60:.1f} minutes",
+            f"{100 * (1 - found['again'] / (found['get'] + found['first'])):.0f} %",
+            f"{found['again']:.0f} s",
+        ]
+        for way, found in ways.items()
+    ]
+    head = ["from nothing to a picture by", "first time", "of it, installing", "each time after"]
+    return (
+        f"{_table(head, lines)}\nWith an empty home folder, and as fast as packages come here. "
+        f"Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
+    )
+
+
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     ruler = ["---", *("---:" for _ in head[1:])]
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, ruler, *lines))
@@ -388,16 +422,69 @@ def grounding(result: Mapping[str, Any]) -> str:
     )
 
 
+def mfpt(result: Mapping[str, Any]) -> str:
+    """Markdown of mix-frame post-training: recordings first, then frames of splices."""
+    meta = result["meta"]
+    named = {"utterance": "second stage alone", "mfpt": "both stages"}
+    head = ["detector", "training data"]
+    for title in ("EER", "over before", "over the second stage alone"):
+        head += [f"{title}, {part}" for part in PARTS]
+    lines = [
+        [
+            named.get(row["method"], "before"),
+            f"{100 * row['share']:.0f} %" if row["share"] else "-",
+            *(
+                cell(row.get(name, {}).get(part))
+                for name in ("eer", "over_before", "over_utterance")
+                for part in PARTS
+            ),
+        ]
+        for row in result["summary"]
+    ]
+    places = [(part, score) for part in PARTS for score in ("frame_eer", "segment_f1")]
+    places += [
+        ("all", "segment_f1_8"),
+        ("control", "injected_eer"),
+        ("control", "join_eer_in_real"),
+    ]
+    frames = []
+    for share in sorted({row["share"] for row in result["rows"]}):
+        found = [r["frames"] for r in result["rows"] if "frames" in r and r["share"] == share]
+        values = [[run[part][score][0] for run in found] for part, score in places]
+        means = [[sum(v) / len(v), min(v), max(v)] for v in values]
+        frames.append([f"{100 * share:.0f} %", *(cell(mean) for mean in means)])
+    titles = ["training data"]
+    for part in PARTS.values():
+        titles += [f"frame EER, {part}", f"F1, {part}"]
+    titles += ["F1 of 160 ms, all", "control: injected frames, EER", "control: joins, EER"]
+    counts = " and ".join(f"{meta['pairs'][part]} of {name}" for part, name in PARTS.items())
+    seeds = max(row["seeds"] for row in result["summary"])
+    return (
+        f"{_table(head, lines)}\nEqual error rates of recordings on test in percent, means over "
+        f"{seeds} seeds; differences in points, on the same recordings, below zero where fewer "
+        "errors are made. 95 % bootstrap intervals by source recording, which say nothing of the "
+        f"spread over seeds. Fakes: {counts}.\n\n"
+        f"{_table(titles, frames)}\nThe frame scorer on spliced test clips, in percent: means over "
+        "the seeds, lowest and highest of them in brackets. Half of all frames are spoofed: "
+        "marking every frame gives an F1 of 67. The control splices recordings of one class: a "
+        "scorer of synthesis has 50 there, one that finds cuts less. "
+        f"Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
+    )
+
+
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "segmentation": segmentation,
     "segmentation-four-vocoders": four_vocoders,
     "detection": detection,
     "cells": cells,
     "speed": speed,
+    "runtimes": runtimes,
+    "newcomer": newcomer,
     "attribution": attribution,
     "attribution-timing": attribution_timing,
     "probes": probes,
     "grounding": grounding,
+    "mfpt": mfpt,
     "narration": narration,
 }
 

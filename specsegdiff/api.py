@@ -72,13 +72,14 @@ def explain(
     """Show where a recording was synthesised: the heatmap, its spread, a mask and its regions.
 
     ``source`` is a path, an array or tensor with its ``sample_rate`` in Hz, or a Hugging Face audio
-    dict; any length, rate and channel count. ``detector`` judges the whole recording
-    (`Explanation.p_spoof`): True takes the embedded one, False none. ``narrator`` puts the result
-    into words where `Explanation.report` is asked, by default by rules. ``draws`` and ``steps``
-    default to the model's own; the embedded one takes one step, and draws differ from two on. The
-    same ``seed`` gives the same maps. ``precision`` is the segmenter's type, by default bfloat16
-    where this CPU computes with it. ``progress`` is called with (network passes done, all); True
-    shows a bar, None shows it for long work in a terminal.
+    dict; any length, rate and channel count. ``model`` is a segmenter or its graphs, by default the
+    embedded one. ``detector`` judges the whole recording (`Explanation.p_spoof`): True takes the
+    embedded one, False none. ``narrator`` puts the result into words where `Explanation.report` is
+    asked, by default by rules. ``draws`` and ``steps`` default to the model's own; the embedded one
+    takes one step, and draws differ from two on. The same ``seed`` gives the same maps.
+    ``precision`` is the segmenter's type, by default bfloat16 where this CPU computes with it.
+    ``progress`` is called with (network passes done, all); True shows a bar, None shows it for long
+    work in a terminal.
     Long recordings are read, explained and stored in windows, so memory does not grow with them.
 
     Raises `AudioError` where the source cannot be read, is shorter than one analysis window or

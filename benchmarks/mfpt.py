@@ -19,14 +19,13 @@ Finished runs are read from their folders, and interrupted ones go on.
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from detection import Scored, rate, score
+from detection import Scored, compared, rate, score
 from provenance import provenance
 from torch import Tensor
 
@@ -52,7 +51,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PER_SEGMENT = 8
 "Frames of a coarser segment, 160 ms."
-RESAMPLES = 500
 
 
 def parts(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
@@ -73,32 +71,6 @@ def judged(detector: Any, pairs: Sequence[Pair]) -> dict[str, list[Scored]]:
         name: [s for s in scored if s.pair is None or s.pair.id in ids]
         for name, ids in kept.items()
     }
-
-
-def compared(
-    ours: Sequence[Sequence[Scored]], others: Sequence[Sequence[Scored]], detector: Any
-) -> list[float]:
-    """Mean rate of some runs less that of others, in points, and its 95 % bootstrap interval: the
-    same source groups are drawn for all runs. Without others, the mean rate."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, item in enumerate(ours[0]):
-        places[item.group].append(place)
-    groups = sorted(places)
-
-    def mean(runs: Sequence[Sequence[Scored]], drawn: list[int]) -> float:
-        rates = [rate([run[place] for place in drawn], detector) for run in runs]
-        return sum(rates) / len(rates) if rates else 0.0
-
-    everything = list(range(len(ours[0])))
-    generator = torch.Generator().manual_seed(0)
-    values: list[float] = []
-    while len(values) < RESAMPLES:
-        picked = torch.randint(len(groups), (len(groups),), generator=generator).tolist()
-        drawn = [place for number in picked for place in places[groups[number]]]
-        if len({ours[0][place].pair is None for place in drawn}) == 2:
-            values.append(mean(ours, drawn) - mean(others, drawn))
-    low, high = torch.tensor(values).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return [mean(ours, everything) - mean(others, everything), low, high]
 
 
 def summary(

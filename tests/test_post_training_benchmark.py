@@ -13,8 +13,8 @@ pytest.importorskip("lightning", reason="training needs the extra 'train'")
 pytest.importorskip("peft", reason="post-training needs the extra 'vlm'")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from detection import Scored
-from mfpt import compared, summary
+from detection import Scored, compared
+from mfpt import summary
 
 DETECTOR = SimpleNamespace(labels=("bonafide", "spoof"))
 

@@ -10,7 +10,6 @@ import importlib
 import json
 import tempfile
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +185,8 @@ class OnnxSegmenter:
         self.config: SegDiffConfig = from_dict(SegDiffConfig, stored, where=str(folder))
         self.name: str = facts["name"]
         self.weights_sha256: str = facts["weights_sha256"]
-        self.runtime: str = f"onnxruntime {version('onnxruntime')}"
+        # not of the distribution, which has another name where it is built for an accelerator
+        self.runtime: str = f"onnxruntime {_require('onnxruntime').__version__}"
         self._outline = _outline(self.config)
 
     def condition(self, wave: Wave, *, gain: Tensor | None = None) -> Map:

@@ -98,6 +98,36 @@ def test_a_corpus_that_cannot_work_is_refused_before_it_starts(recordings, tmp_p
     assert not out.exists()
 
 
+def test_calls_on_one_folder_make_one_corpus(recordings, tmp_path):
+    out = tmp_path / "out"
+    train = [Source(path, split="train") for path in recordings[:2]]
+    first = make_pairs(train, out, vocoders=[Stub("a"), Stub("b")])
+    more = make_pairs([Source(recordings[2], split="val")], out, vocoders=[Stub("a")])
+    assert [(pair.id, pair.split) for pair in more] == [("r2--a", "val")]
+    assert read_manifest(out) == [*first, *more]
+    # done again, a recording's pairs replace those that were there
+    again = make_pairs(train, out, vocoders=[Stub("a"), Stub("b"), Stub("c")])
+    assert len(again) == 6
+    assert read_manifest(out) == [*more, *again]
+
+
+def test_a_real_side_that_other_pairs_need_is_not_replaced(recordings, tmp_path):
+    out = tmp_path / "out"
+    make_pairs([Source(recordings[0], split="train")], out, vocoders=[Stub("a")])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = Source(recordings[1], id="r0", split="val")
+    for sources, bank in (([other], [Stub("a")]), ([recordings[0]], [Stub("b")])):
+        with pytest.raises(CorpusError, match="'r0--a' of split 'train'"):
+            make_pairs(sources, out, vocoders=bank)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "pairs.csv").write_text("pair_id,split\n")
+    with pytest.raises(CorpusError, match="was not written by make_pairs"):
+        make_pairs(recordings, foreign, vocoders=[Stub("a")])
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert [path.name for path in foreign.iterdir()] == ["pairs.csv"]
+
+
 def test_a_folder_that_cannot_be_written_ends_the_job(recordings, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")

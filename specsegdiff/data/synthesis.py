@@ -77,9 +77,11 @@ def make_pairs(
     Each recording goes through every vocoder, or through ``per_source`` of them, drawn by ``seed``
     and the recording's id alone. ``progress(done, total)`` is called after each recording. What
     fails becomes a row of ``rejected.csv`` (source, vocoder, reason) and stops nothing; the pairs
-    come in the order of the sources whatever ``jobs`` is. Files are written aside and renamed, the
-    manifest last. Raises `CorpusError` on two sources of one id, `ConfigError` on two vocoders of
-    one name, `OutputError` where ``out`` cannot be written.
+    come in the order of the sources whatever ``jobs`` is. Pairs of other recordings that ``out``
+    holds already stay in its manifest, so that one call a split makes a corpus; those made now are
+    returned. Files are written aside and renamed, the manifest last. Raises `CorpusError` on two
+    sources of one id, also where ``out`` holds other pairs of that id, `ConfigError` on two
+    vocoders of one name, `OutputError` where ``out`` cannot be written.
     """
     todo = [source if isinstance(source, Source) else Source(Path(source)) for source in sources]
     _check_job(todo, vocoders, per_source=per_source, jobs=jobs)
@@ -88,11 +90,51 @@ def make_pairs(
         draw = random.Random(f"{seed}/{source.id}")
         picks = sorted(draw.sample(range(len(vocoders)), per_source or len(vocoders)))
         work.append((source, [vocoders[i] for i in picks]))
+    kept = _kept(out, work)
     results = _vocode_sources(work, out, jobs=jobs, progress=progress)
     rejected = [row for _, bad in results for row in bad]
+    made = [row for good, _ in results for row in good]
     _write_csv(out / "rejected.csv", ("source", "vocoder", "reason"), rejected)
-    _write_csv(out / "pairs.csv", _COLUMNS, [row for good, _ in results for row in good])
-    return read_manifest(out)
+    _write_csv(out / "pairs.csv", _COLUMNS, [*kept, *made])
+    return read_manifest(out)[len(kept) :]
+
+
+def _kept(out: Path, work: Sequence[tuple[Source, Sequence[Vocoder]]]) -> list[Row]:
+    """Rows of a manifest that is there already, of recordings that this call does not vocode."""
+    try:
+        text = (out / "pairs.csv").read_text("utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(
+            f"cannot read {out / 'pairs.csv'}: {error}; choose another folder"
+        ) from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if tuple(reader.fieldnames or ()) != _COLUMNS:
+        raise CorpusError(
+            f"{out / 'pairs.csv'} was not written by make_pairs, and would be lost; choose another "
+            "folder"
+        )
+    planned = {
+        source.id: (source.split, {_pair_id(source, vocoder) for vocoder in chosen})
+        for source, chosen in work
+    }
+    kept = []
+    for row in reader:
+        split, made_again = planned.get(row["source_id"], (None, set()))
+        if split is None:
+            kept.append(row)
+        elif row["split"] != split or row["pair_id"] not in made_again:
+            raise CorpusError(
+                f"{out} holds the pair {row['pair_id']!r} of split {row['split']!r}, and a "
+                f"recording of that name would replace its real side; choose another folder, or "
+                "name the recording otherwise"
+            )
+    return kept
+
+
+def _pair_id(source: Source, vocoder: Vocoder) -> str:
+    return f"{source.id}--{vocoder.name}"
 
 
 def _check_job(
@@ -185,7 +227,7 @@ def _vocode_source(
             continue
         good.append(
             {
-                "pair_id": f"{source.id}--{vocoder.name}",
+                "pair_id": _pair_id(source, vocoder),
                 "split": source.split,
                 "vocoder": vocoder.name,
                 "family": vocoder.family,

@@ -18,12 +18,14 @@ from specsegdiff.data.protocols import Trial
 from specsegdiff.data.splice import SpliceConfig
 from specsegdiff.errors import ConfigError, DependencyError, ShapeError
 from specsegdiff.models.attm import AttMECAPA, AttMECAPAConfig
+from specsegdiff.models.detector import fit_temperature
 from specsegdiff.models.frame_head import FrameScorer
 from specsegdiff.models.wav2vec2_aasist import PRESETS, Wav2Vec2AASIST
 
 pytest.importorskip("lightning", reason="training needs the extra 'train'")
 pytest.importorskip("peft", reason="post-training needs peft")
 
+from specsegdiff.train import detector as calibration
 from specsegdiff.train import mfpt
 from specsegdiff.train.mfpt import (
     FrameModule,
@@ -86,7 +88,7 @@ def finished(corpus, detector, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         # two steps may classify all of val, or none of it: then there is none to fit
-        patch.setattr(mfpt, "fit_temperature", lambda *args, **options: 2.0)
+        patch.setattr(calibration, "fit_temperature", lambda *args, **options: 2.0)
         return out, train(config_of(corpus, detector), out, accelerator="cpu")
 
 
@@ -153,7 +155,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
             raise Interrupted
         return compute(*args)
 
-    monkeypatch.setattr(mfpt, "fit_temperature", lambda *args, **options: 2.0)
+    monkeypatch.setattr(calibration, "fit_temperature", lambda *args, **options: 2.0)
     monkeypatch.setattr(kind, "loss", fail)
     with pytest.raises(Interrupted):
         train(config_of(corpus, detector), tmp_path, accelerator="cpu")
@@ -168,7 +170,7 @@ def test_the_second_stage_alone_is_the_control(corpus, detector, tmp_path, capsy
     small = {"channels": 8, "scale": 2, "merged": 6, "attention": 4, "embedding": 4}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AttMECAPAConfig, "__init__", _with_defaults(AttMECAPAConfig, small))
-        patch.setattr(mfpt, "fit_temperature", _no_optimum)
+        patch.setattr(calibration, "fit_temperature", _no_optimum)
         model = train(config, tmp_path, accelerator="cpu")
         assert isinstance(AttMECAPA.from_pretrained(tmp_path / "model"), AttMECAPA)
     assert not (tmp_path / "frames").exists()
@@ -228,7 +230,7 @@ def test_the_temperature_is_the_one_that_val_asks_for(detector, monkeypatch):
     )
     module.calibrate()
     rows = torch.stack([margins, torch.zeros(4)], dim=1)
-    expected = mfpt.fit_temperature(rows, torch.tensor([True, True, False, False]))
+    expected = fit_temperature(rows, torch.tensor([True, True, False, False]))
     assert module.detector.config.temperature == pytest.approx(expected)
     assert expected != 1
 

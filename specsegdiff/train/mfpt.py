@@ -26,16 +26,17 @@ from specsegdiff.api import DEFAULT_DETECTOR, asset
 from specsegdiff.data.manifest import read_manifest
 from specsegdiff.data.protocols import Trial, asvspoof5, asvspoof2019, pair_trials
 from specsegdiff.data.splice import Reading, SpliceConfig
-from specsegdiff.errors import ConfigError, DependencyError, ShapeError
+from specsegdiff.errors import ConfigError, DependencyError
 from specsegdiff.metrics.detection import eer
 from specsegdiff.metrics.localisation import frame_eer
 from specsegdiff.models.aasist import AASIST
 from specsegdiff.models.attm import AttMECAPA
-from specsegdiff.models.detector import fit_temperature, spoof_column
+from specsegdiff.models.detector import spoof_column
 from specsegdiff.models.encoder import SSLDetector
 from specsegdiff.models.frame_head import FrameScorer
 from specsegdiff.models.loading import load_detector
 from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
+from specsegdiff.train.detector import calibrate
 from specsegdiff.train.recipe import RunConfig, fit, optimise, read_yaml
 from specsegdiff.train.splices import Clips, Pool, SplicedClips, subset, whole
 
@@ -258,15 +259,10 @@ class UtteranceModule(_Stage):
 
     @torch.no_grad()
     def calibrate(self) -> None:
-        """Fit the temperature of `p_spoof` on val; it stays as it is where none is best."""
+        """Fit the temperature of `p_spoof` on val."""
         self.detector.eval()
         logits = torch.cat([self._logits(place) for place in range(len(self.validation))])
-        try:
-            fitted = fit_temperature(logits, self.is_spoof, labels=self.detector.labels)
-        except ShapeError as error:
-            print(f"not calibrated: {error}")
-            return
-        self.detector.config = replace(self.detector.config, temperature=fitted)
+        calibrate(self.detector, logits, self.is_spoof)
 
 
 def train(

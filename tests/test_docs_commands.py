@@ -40,7 +40,8 @@ PAGES = [
 RATE = 16_000
 
 ELSEWHERE = {
-    r"\./run (example|test)": "the second is how these tests are run",
+    r"\./run example": "test_package runs it",
+    r"\./run test": "it runs these tests",
     r"pip install ": "test_package installs the wheel into an empty environment",
     r"\S*sphinx-build ": "test_docs builds them",
     r"srun .*python script\.py": "needs SLURM",

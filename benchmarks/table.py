@@ -116,15 +116,21 @@ def attribution(result: Mapping[str, Any]) -> str:
 
 def attribution_timing(result: Mapping[str, Any]) -> str:
     """Markdown of the time that one map takes at the published size of the detector."""
-    meta = result["meta"]
+    meta, ours = result["meta"], result["rows"][-1]
     lines = [
-        [row["method"], f"{row['seconds']:.1f}", cell(row["peak_mb"] and [row["peak_mb"]])]
+        [
+            row["method"],
+            f"{row['seconds']:.2f}",
+            f"{row['seconds'] / ours['seconds']:.0f}",
+            cell(row["peak_mb"] and [row["peak_mb"]]),
+        ]
         for row in result["rows"]
     ]
+    head = ["one map", "seconds", "times ours", "MB"]
     return (
-        f"{_table(['one map', 'seconds', 'MB'], lines)}\n{meta['seconds_of_audio']} s of audio; "
-        f"detector of {result['parameters'] / 1e6:.0f} million parameters with random weights, one "
-        f"run, {meta['threads']} threads of a {meta['device']}. MB is the growth of the resident "
+        f"{_table(head, lines)}\n{meta['seconds_of_audio']} s of audio; detector of "
+        f"{result['parameters'] / 1e6:.0f} million parameters with random weights, one run, "
+        f"{meta['threads']} threads of a {meta['device']}. MB is the growth of the resident "
         f"memory. Commit {meta['commit'][:8]}, {meta['date']}.\n"
     )
 
@@ -267,6 +273,66 @@ def speed(result: Mapping[str, Any]) -> str:
     table = _table(("measurement", "result"), lines)
     return (
         f"{table}\n{meta['threads']} threads of a {meta['device']}, {meta['precision']}. "
+        f"Commit {meta['commit'][:8]}, {meta['date']}.\n"
+    )
+
+
+def pipeline(result: Mapping[str, Any]) -> str:
+    """Markdown of where the time goes, and of time and memory over length."""
+    meta, parts = result["meta"], result["parts"]
+    whole = {seconds: sum(found.values()) for seconds, found in parts.items()}
+    shares = [
+        [name, *(f"{100 * parts[seconds][name] / whole[seconds]:.0f} %" for seconds in parts)]
+        for name in next(iter(parts.values()))
+    ]
+    shares.append(["all, in seconds", *(f"{whole[seconds]:.2f}" for seconds in parts)])
+    growth = [
+        [
+            f"{float(seconds):g} s",
+            f"{found['seconds']:.2f} s",
+            f"{float(seconds) / found['seconds']:.0f}",
+            f"{found['peak_mb']:.0f} MB",
+        ]
+        for seconds, found in result["growth"].items()
+    ]
+    head = ["a file of", "explained in", "seconds of audio a second", "peak memory"]
+    return (
+        f"{_table(['share of the time', *(f'{s} s of audio' for s in parts)], shares)}\n"
+        f"{_table(head, growth)}\n{meta['threads']} threads of a {meta['device']}, "
+        f"{meta['precision']}. Commit {meta['commit'][:8]}, {meta['date']}.\n"
+    )
+
+
+def corpus(result: Mapping[str, Any]) -> str:
+    """Markdown of what explaining a corpus costs in time and room."""
+    meta, through, weight = result["meta"], result["throughput"], result["bytes_per_minute"]
+    sizes = result["growth"]["by_files"]
+    cores, largest = through["cores"], max(sizes, key=int)
+    costs = ", ".join(f"{found['ms_per_file']:.2f}" for found in sizes.values())
+    lines = [
+        ("hours of audio an hour, one worker with one thread", f"{through['workers_1']:.1f}"),
+        (f"the same, {cores} workers on {cores} cores", f"{through[f'workers_{cores}']:.1f}"),
+        ("one worker over a plain loop", f"{through['one_worker_over_loop']:.2f} times"),
+        (f"{cores} workers over one", f"{through['all_cores_over_one_worker']:.2f} times"),
+        (f"the run itself, ms a recording of {', '.join(sizes)}", costs),
+        (
+            f"finding {largest} recordings done, ms a recording",
+            f"{sizes[largest]['ms_per_file_again']:.3f}",
+        ),
+        (
+            "masks, kB a minute of audio",
+            f"{weight['mask'] / 1000:.0f}, {weight['mask_raw'] / 1000:.0f} before compression",
+        ),
+        (
+            "full heatmaps on request, kB a minute",
+            f"{weight['heatmap'] / 1000:.0f}, {weight['heatmap_raw'] / 1000:.0f} before",
+        ),
+        ("all else, kB a recording", f"{weight['all_else_per_file'] / 1000:.1f}"),
+    ]
+    return (
+        f"{_table(['a corpus', 'result'], lines)}\n{through['clips']} clips of "
+        f"{through['clip_s']:g} s for the throughput, with the embedded detector; room measured on "
+        f"{weight['files']} recordings. {meta['device']}, {meta['precision']}. "
         f"Commit {meta['commit'][:8]}, {meta['date']}.\n"
     )
 
@@ -478,6 +544,8 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "detection": detection,
     "cells": cells,
     "speed": speed,
+    "pipeline": pipeline,
+    "corpus": corpus,
     "runtimes": runtimes,
     "newcomer": newcomer,
     "attribution": attribution,

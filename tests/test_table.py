@@ -111,12 +111,43 @@ def test_the_benchmark_is_three_tables(table: dict[str, Any]) -> None:
 def test_the_timing_is_one_table(table: dict[str, Any]) -> None:
     meta = benchmark_result()["meta"] | {"threads": 2, "seconds_of_audio": 4}
     rows = [
-        {"method": "fast", "seconds": 2.34, "peak_mb": 100.04},
         {"method": "slow", "seconds": 99.0, "peak_mb": None},
+        {"method": "ours", "seconds": 2.344, "peak_mb": 100.04},
     ]
     page = table["attribution_timing"]({"meta": meta, "parameters": 317e6, "rows": rows})
-    assert page.splitlines()[2:4] == ["| fast | 2.3 | 100.0 |", "| slow | 99.0 | - |"]
+    assert page.splitlines()[2:4] == ["| slow | 99.00 | 42 | - |", "| ours | 2.34 | 1 | 100.0 |"]
     assert "317 million" in page
+
+
+def test_shares_of_the_time_are_of_all_parts(table: dict[str, Any]) -> None:
+    meta = result()["meta"] | {"threads": 2, "precision": "torch.float32"}
+    parts = {"4": {"read": 0.1, "encode": 0.3}, "30": {"read": 1.0, "encode": 1.0}}
+    growth = {"60": {"seconds": 3.0, "peak_mb": 900.4}}
+    page = table["pipeline"]({"meta": meta, "parts": parts, "growth": growth})
+    assert (
+        "| read | 25 % | 50 % |\n| encode | 75 % | 50 % |\n| all, in seconds | 0.40 | 2.00 |"
+        in page
+    )
+    assert "| 60 s | 3.00 s | 20 | 900 MB |" in page
+
+
+def test_a_corpus_is_told_in_rates_and_room(table: dict[str, Any]) -> None:
+    meta = result()["meta"] | {"precision": "torch.float32"}
+    throughput = {"clips": 8, "clip_s": 4.0, "cores": 3, "workers_1": 10.0, "workers_3": 25.04}
+    throughput |= {"one_worker_over_loop": 0.96, "all_cores_over_one_worker": 2.5}
+    cost = {"ms_per_file": 1.5, "ms_per_file_again": 0.0456}
+    weight = dict.fromkeys(("mask", "mask_raw", "heatmap", "heatmap_raw"), 2000.0)
+    told = {
+        "meta": meta,
+        "throughput": throughput,
+        "growth": {"by_files": {"10": cost, "200": cost}},
+        "bytes_per_minute": weight | {"all_else_per_file": 3210.0, "files": 7},
+    }
+    page = table["corpus"](told)
+    assert "| the same, 3 workers on 3 cores | 25.0 |" in page
+    assert "| the run itself, ms a recording of 10, 200 | 1.50, 1.50 |" in page
+    assert "| finding 200 recordings done, ms a recording | 0.046 |" in page
+    assert "| all else, kB a recording | 3.2 |" in page
 
 
 def test_no_page_lags_behind_its_results(

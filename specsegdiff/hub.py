@@ -113,6 +113,19 @@ def load_model(
     return model.eval()
 
 
+def kind_of(source: str | Path, *, what: str = "model") -> str:
+    """Name of the class whose model a folder or a Hub id holds; raises a `CheckpointError` that
+    says it holds no ``what``."""
+    folder = resolve(source, revision=None)
+    try:
+        return str(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["class"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{source} holds no {what} ({type(error).__name__}: {error}); pass a folder that "
+            "save_pretrained wrote"
+        ) from error
+
+
 class Stored(nn.Module):
     """A model that is its configuration and its tensors: a folder or a Hub repository holds it."""
 

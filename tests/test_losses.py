@@ -64,17 +64,17 @@ def test_the_epsilon_loss_is_segdiffs(paper, reduction):
 
 
 @pytest.mark.parametrize("softness", [0.0, 0.25])
-@pytest.mark.parametrize("dice", [0.0, 0.3])
-def test_the_x0_loss_is_cross_entropy_and_dice(model, softness, dice):
+@pytest.mark.parametrize(("cross_entropy", "dice"), [(1.0, 0.0), (1.0, 0.3), (0.0, 1.0)])
+def test_the_x0_loss_is_cross_entropy_and_dice(model, softness, cross_entropy, dice):
     _, logit = inside_out(model, MARGIN)
     target = (MARGIN / softness).sigmoid() if softness else (MARGIN >= 0).float()
     chance = logit.sigmoid()
     bce = -(target * chance.log() + (1 - target) * (1 - chance).log()).mean()
     overlap = 1 - 2 * (chance * target).sum() / (chance + target).sum()
-    loss, parts = loss_of(model, softness=softness, dice=dice)
+    loss, parts = loss_of(model, softness=softness, cross_entropy=cross_entropy, dice=dice)
     assert float(parts["bce"]) == pytest.approx(float(bce), rel=1e-4)
     assert float(parts["dice"]) == pytest.approx(float(overlap), rel=1e-4)
-    assert float(loss) == pytest.approx(float(bce + dice * overlap), rel=1e-4)
+    assert float(loss) == pytest.approx(float(cross_entropy * bce + dice * overlap), rel=1e-4)
 
 
 def test_a_soft_label_narrows_to_the_hard_mask(model):
@@ -194,6 +194,8 @@ def test_the_share_at_pure_noise_is_as_asked(share):
         {"pure_noise": 1.1},
         {"softness": -1.0},
         {"dice": float("nan")},
+        {"cross_entropy": -1.0},
+        {"cross_entropy": 0.0},
         {"softness": float("nan")},
         {"reduction": "max"},
     ],

@@ -192,6 +192,14 @@ def test_an_addsegdiff_maps_features_first_and_starts_from_a_specsegdiff(
         detector=Wav2Vec2AASIST.from_pretrained(tmp_path / "detector"),
     )
     assert loaded.config == whole.config
+    # goes on: at no learning rate it stays what it was, mapping and all
+    onward = replace(
+        config, init=str(tmp_path / "whole" / "model"), mapping_steps=0, learning_rate=1e-12
+    )
+    same = train(onward, tmp_path / "same", accelerator="cpu")
+    assert torch.allclose(weights(same), weights(loaded), atol=1e-9)
+    with pytest.raises(ConfigError, match="whose mapping is learnt"):
+        train(replace(onward, mapping_steps=1), tmp_path / "refused", accelerator="cpu")
 
 
 def test_settings_of_an_addsegdiff_that_make_no_sense_are_refused(corpus):

@@ -144,10 +144,10 @@ class ADDSegDiff(SegDiff):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # without its detector it cannot look
-        cls, source: str | Path, *, detector: FeatureSource, revision: str | None = None
+        cls, source: str | Path, *, detector: FeatureSource | None, revision: str | None = None
     ) -> Self:
         """Load from a folder or a Hugging Face Hub id; raises `CheckpointError` or
-        `ConfigError`."""
+        `ConfigError`. Without a detector it can be trained on features, and explain nothing."""
         model = super().from_pretrained(source, revision=revision)
         model.attach(detector)
         return model

@@ -1,6 +1,5 @@
 """Detectors by the class that their files name."""
 
-import json
 from pathlib import Path
 
 from specsegdiff import hub
@@ -23,15 +22,7 @@ def load_detector(source: str | Path) -> AASIST | Wav2Vec2AASIST | AttMECAPA:
     path = Path(source)
     if path.with_name(path.name + ".safetensors").is_file():
         return AASIST.from_published(path)
-    folder = hub.resolve(source, revision=None)
-    try:
-        stored = json.loads((folder / hub.CONFIG_NAME).read_text(encoding="utf-8"))
-        name = stored["class"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{source} holds no detector ({type(error).__name__}: {error}); pass a folder that "
-            "save_pretrained wrote, or the path of a published AASIST without its endings"
-        ) from error
+    name = hub.kind_of(source, what="detector")
     for kind in DETECTORS:
         if kind.__name__ == name:
             return kind.from_pretrained(source)

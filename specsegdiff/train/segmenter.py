@@ -44,8 +44,8 @@ class TrainConfig(RunConfig):
     frames: int = 256
     "Frames a crop."
     init: str | None = None
-    """Folder or hub id of a SpecSegDiff to start from, null for random weights; input channels that
-    it lacks start at zero."""
+    """Folder or hub id of a SpecSegDiff to start from, or of the ADDSegDiff that goes on, null for
+    random weights; input channels that it lacks start at zero."""
     detector: str | None = None
     """Folder or hub id of a Wav2Vec2-AASIST: an ADDSegDiff on its features is trained, and the
     detector is not. Null trains a SpecSegDiff."""
@@ -95,12 +95,18 @@ class SegmenterModule(L.LightningModule):
         self.config = config
         self.validation = validation
         self.model = build(config)
-        self.eye = None
+        self.eye: tuple[SpecSegDiff] | None = None
         if config.init:
-            start = SpecSegDiff.from_pretrained(config.init)
+            start = starting_model(config.init)
             start_from(self.model, start)
-            # in a tuple, which would not make it a part of this module
-            self.eye = (start,) if config.mapping_steps else None
+            if config.mapping_steps:
+                if not isinstance(start, SpecSegDiff):
+                    raise ConfigError(
+                        "mapping_steps shows an ADDSegDiff what a SpecSegDiff sees, and init holds "
+                        f"{start.name}, whose mapping is learnt; set mapping_steps to 0"
+                    )
+                # in a tuple, which would not make it a part of this module
+                self.eye = (start,)
 
     def training_step(self, batch: tuple[Tensor, ...], index: int) -> Tensor:
         """Loss of one batch; its noise depends on the seed and the step only, so a resumed run
@@ -171,9 +177,16 @@ def build(config: TrainConfig) -> SegDiff:
     return ADDSegDiff.from_preset(config.preset, detector=detector, **read | config.model)
 
 
-def start_from(model: SegDiff, other: SpecSegDiff) -> None:
-    """Copy the weights of ``other``; input channels of the condition that it lacks start at zero,
-    and what maps features to images starts as it was.
+def starting_model(source: str) -> SegDiff:
+    """A segmenter of either kind, without a detector."""
+    if hub.kind_of(source) == ADDSegDiff.__name__:
+        return ADDSegDiff.from_pretrained(source, detector=None)
+    return SpecSegDiff.from_pretrained(source)
+
+
+def start_from(model: SegDiff, other: SegDiff) -> None:
+    """Copy the weights of ``other``; what it lacks, input channels of the condition or a mapping of
+    features to images, starts at zero or as it was.
 
     Raises `ConfigError` where the two differ in anything else.
     """

@@ -130,9 +130,7 @@ def explain(
         config=config.stft,
         source=name,
         model=model.name,
-        weights_sha256=model.weights_sha256
-        if isinstance(model, OnnxSegmenter)
-        else weights_hash(model),
+        weights_sha256=model.weights_sha256,
         seed=seed,
         draws=draws,
         steps=steps,

@@ -138,6 +138,11 @@ class Stored(nn.Module):
         `CheckpointError` or `ConfigError`."""
         return load_model(cls, cls.config_kind, source, revision=revision)
 
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of all tensors, as of now."""
+        return weights_hash(self)
+
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write ``config.json`` and ``model.safetensors``; with ``half`` the tensors are stored as
         float16."""

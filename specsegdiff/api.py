@@ -313,9 +313,16 @@ def _ready(model: torch.nn.Module | None, device: str) -> Iterator[None]:
         yield
         return
     first = next(model.parameters(), None)
-    home, training = device if first is None else first.device, model.training
+    home = torch.device(device) if first is None else first.device
+    moves = home != torch.device(device)
+    training = [module for module in model.modules() if module.training]
     try:
-        model.to(device).eval()
+        if moves:
+            model.to(device)
+        model.eval()
         yield
     finally:
-        model.to(home).train(training)
+        if moves:
+            model.to(home)
+        for module in training:
+            module.training = True

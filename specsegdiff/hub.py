@@ -9,9 +9,11 @@ import os
 import tempfile
 import types
 import typing
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -150,12 +152,26 @@ class Stored(nn.Module):
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of a model's tensors by name, for provenance."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    """SHA-256 of a model's tensors by name, for provenance.
+
+    It would take a third of the time of a short clip, so each model's last one is kept, with CRC-32
+    sums that tell whether its tensors are still the same.
+    """
+    tensors = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+    sums = {name: zlib.crc32(tensor.tobytes()) for name, tensor in tensors.items()}
+    known, found = _HASHES.get(model, ({}, ""))
+    if not found or known != sums:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(tensors.items()):
+            digest.update(name.encode())
+            digest.update(tensor.tobytes())
+        found = digest.hexdigest()
+        _HASHES[model] = sums, found
+    return found
+
+
+_HASHES: WeakKeyDictionary[nn.Module, tuple[dict[str, int], str]] = WeakKeyDictionary()
+"Sums of each model's tensors when it was hashed, and the hash."
 
 
 def from_dict(kind: type[Config], values: Any, *, where: str) -> Config:

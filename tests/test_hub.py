@@ -1,5 +1,7 @@
 """What is saved is what is loaded, bit for bit; everything else is a typed error."""
 
+import copy
+import hashlib
 import json
 import pickle
 import struct
@@ -340,3 +342,42 @@ def test_names_that_are_no_text_are_refused():
 
 def test_a_module_without_weights_has_a_hash():
     assert hub.weights_hash(nn.Identity()) == hub.weights_hash(nn.ReLU())
+
+
+# ------------------------------------------------------------------ the hash of the weights
+
+
+def test_the_hash_is_of_the_tensors_by_name_and_as_they_are_now():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    expected = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        expected.update(name.encode() + value.numpy().tobytes())
+    assert hub.weights_hash(model) == expected.hexdigest()
+    seen = {hub.weights_hash(model)}
+    weight = model[0].weight
+    changes = (
+        lambda: model.load_state_dict(copy.deepcopy(model.state_dict())),
+        lambda: weight.data.add_(1),
+        lambda: weight.data.copy_(weight.data.flip(0)),
+        lambda: model[1].running_mean.add_(1),
+    )
+    for number, change in enumerate(changes):
+        change()
+        seen.add(hub.weights_hash(model))
+        # the first copies what is there, the others change a value, an order, a buffer
+        assert len(seen) == 1 + number
+    assert hub.weights_hash(copy.deepcopy(model)) == hub.weights_hash(model)
+
+
+def test_equal_weights_are_hashed_once(monkeypatch):
+    model, count = nn.Linear(3, 2), 0
+    compute = hashlib.sha256
+
+    def counted(*args):
+        nonlocal count
+        count += 1
+        return compute(*args)
+
+    monkeypatch.setattr(hub.hashlib, "sha256", counted)
+    found = {hub.weights_hash(model) for _ in range(3)}
+    assert (len(found), count) == (1, 1)

@@ -2,8 +2,8 @@
 
     python benchmarks/pipeline.py
 
-writes ``benchmarks/results/pipeline.json``. Each length runs in a process of its own, so that its
-peak memory is its own too.
+writes ``benchmarks/results/pipeline.json``. Each measurement runs in a process of its own, started
+from one that has loaded nothing, so that its peak memory is its own too.
 """
 
 import argparse
@@ -63,25 +63,26 @@ def parts(seconds: float, *, repeats: int = 7) -> dict[str, float]:
 def main() -> None:
     """Measure everything, or one length, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--length", type=float, help="measure one length in seconds and print it")
+    parser.add_argument("--parts", type=float, help="time the parts of one length and print them")
+    parser.add_argument("--length", type=float, help="explain one length and print what it took")
     parser.add_argument("--out", type=Path, default=RESULTS / "pipeline.json")
     options = parser.parse_args()
-    if options.length:
-        print(json.dumps(length(options.length)))
+    if options.parts or options.length:
+        print(json.dumps(parts(options.parts) if options.parts else length(options.length)))
         return
-    content: dict[str, Any] = {"meta": provenance(default_model()), "parts": {}, "growth": {}}
-    for seconds in CLIPS:
-        content["parts"][str(seconds)] = parts(seconds)
-        print(seconds, content["parts"][str(seconds)], flush=True)
-    for seconds in LENGTHS:
-        done = subprocess.run(
-            [sys.executable, __file__, "--length", str(seconds)],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        content["growth"][str(seconds)] = json.loads(done.stdout.splitlines()[-1])
-        print(seconds, content["growth"][str(seconds)], flush=True)
+
+    def apart(option: str, seconds: int) -> dict[str, float]:
+        command = [sys.executable, __file__, option, str(seconds)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        print(option, seconds, done.stdout, flush=True)
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    content: dict[str, Any] = {
+        "parts": {str(seconds): apart("--parts", seconds) for seconds in CLIPS},
+        "growth": {str(seconds): apart("--length", seconds) for seconds in LENGTHS},
+        "meta": provenance(default_model()),
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(options.out, json.dumps(content, indent=1).encode() + b"\n")
     print(f"wrote {options.out}")

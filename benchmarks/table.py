@@ -277,15 +277,26 @@ def speed(result: Mapping[str, Any]) -> str:
     )
 
 
+AFTERWARDS = ("write maps", "page with report and pictures")
+"Parts of the pipeline that come after `explain`."
+
+
 def pipeline(result: Mapping[str, Any]) -> str:
     """Markdown of where the time goes, and of time and memory over length."""
     meta, parts = result["meta"], result["parts"]
-    whole = {seconds: sum(found.values()) for seconds, found in parts.items()}
+    whole = {
+        seconds: sum(value for name, value in found.items() if name not in AFTERWARDS)
+        for seconds, found in parts.items()
+    }
+
+    def told(name: str, seconds: str) -> str:
+        value = parts[seconds][name]
+        share = "" if name in AFTERWARDS else f", {100 * value / whole[seconds]:.0f} %"
+        return f"{1000 * value:.0f} ms{share}"
+
     shares = [
-        [name, *(f"{100 * parts[seconds][name] / whole[seconds]:.0f} %" for seconds in parts)]
-        for name in next(iter(parts.values()))
+        [name, *(told(name, seconds) for seconds in parts)] for name in next(iter(parts.values()))
     ]
-    shares.append(["all, in seconds", *(f"{whole[seconds]:.2f}" for seconds in parts)])
     growth = [
         [
             f"{float(seconds):g} s",
@@ -297,8 +308,9 @@ def pipeline(result: Mapping[str, Any]) -> str:
     ]
     head = ["a file of", "explained in", "seconds of audio a second", "peak memory"]
     return (
-        f"{_table(['share of the time', *(f'{s} s of audio' for s in parts)], shares)}\n"
-        f"{_table(head, growth)}\n{meta['threads']} threads of a {meta['device']}, "
+        f"{_table(['part', *(f'{s} s of audio' for s in parts)], shares)}\n"
+        f"{_table(head, growth)}\nShares are of `explain`; the last two parts come after it. Each "
+        f"length in a process of its own. {meta['threads']} threads of a {meta['device']}, "
         f"{meta['precision']}. Commit {meta['commit'][:8]}, {meta['date']}.\n"
     )
 

@@ -119,15 +119,16 @@ def test_the_timing_is_one_table(table: dict[str, Any]) -> None:
     assert "317 million" in page
 
 
-def test_shares_of_the_time_are_of_all_parts(table: dict[str, Any]) -> None:
+def test_shares_of_the_time_are_of_explain(table: dict[str, Any]) -> None:
     meta = result()["meta"] | {"threads": 2, "precision": "torch.float32"}
-    parts = {"4": {"read": 0.1, "encode": 0.3}, "30": {"read": 1.0, "encode": 1.0}}
+    parts = {
+        "4": {"read": 0.1, "encode": 0.3, "write maps": 9.0},
+        "30": {"read": 1.0, "encode": 1.0, "write maps": 0.5},
+    }
     growth = {"60": {"seconds": 3.0, "peak_mb": 900.4}}
     page = table["pipeline"]({"meta": meta, "parts": parts, "growth": growth})
-    assert (
-        "| read | 25 % | 50 % |\n| encode | 75 % | 50 % |\n| all, in seconds | 0.40 | 2.00 |"
-        in page
-    )
+    assert "| read | 100 ms, 25 % | 1000 ms, 50 % |\n| encode | 300 ms, 75 % |" in page
+    assert "| write maps | 9000 ms | 500 ms |" in page
     assert "| 60 s | 3.00 s | 20 | 900 MB |" in page
 
 

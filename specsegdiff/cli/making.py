@@ -21,9 +21,10 @@ def make_pairs(
     sources: Annotated[
         list[Path] | None, typer.Argument(help="Recordings, and folders of recordings.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for real/, fake/ and pairs.csv.")] = Path(
-        "pairs"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for real/, fake/ and pairs.csv; other pairs in it stay."),
+    ] = Path("pairs"),
     manifest: Annotated[
         Path | None, typer.Option(help="Take the real recordings of its --split, too.")
     ] = None,

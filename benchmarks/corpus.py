@@ -8,8 +8,6 @@ are noisy. Each measurement runs in a process of its own.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -164,26 +162,23 @@ def main() -> None:
 
 def measure(sizes: list[int], *, clips: int, audio: str, out: Path) -> None:
     """Measure every part in a process of its own."""
+    from apart import apart
     from provenance import provenance
 
     from specsegdiff.api import default_model
     from specsegdiff.hub import write_atomic
 
-    def part(*words: object) -> dict[str, float]:
-        command = [sys.executable, __file__, "--part", *map(str, words)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        print(*words, done.stdout, flush=True)
-        return json.loads(done.stdout.splitlines()[-1])
-
-    results: dict[str, Any] = {str(n): part("growth", "--sizes", n) for n in sizes}
+    results: dict[str, Any] = {
+        str(n): apart(__file__, "--part", "growth", "--sizes", n) for n in sizes
+    }
     first, last = results[str(sizes[0])], results[str(sizes[-1])]
     growing = {"by_files": results}
     growing["last_over_first"] = {name: last[name] / first[name] for name in first}
     content = {
         "meta": provenance(default_model()),
         "growth": growing,
-        "throughput": part("throughput", "--clips", clips),
-        "bytes_per_minute": part("weight", "--audio", audio),
+        "throughput": apart(__file__, "--part", "throughput", "--clips", clips),
+        "bytes_per_minute": apart(__file__, "--part", "weight", "--audio", audio),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, json.dumps(content, indent=1).encode() + b"\n")

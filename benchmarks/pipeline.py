@@ -3,18 +3,17 @@
     python benchmarks/pipeline.py
 
 writes ``benchmarks/results/pipeline.json``. Each measurement runs in a process of its own, started
-from one that has loaded nothing, so that its peak memory is its own too.
+from one that has loaded no model, so that its peak memory is its own too.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from apart import apart
 from provenance import provenance
 from speed import RATE, RESULTS, length, noise, seconds_of
 
@@ -71,16 +70,9 @@ def main() -> None:
         print(json.dumps(parts(options.parts) if options.parts else length(options.length)))
         return
 
-    def apart(option: str, seconds: int) -> dict[str, float]:
-        command = [sys.executable, __file__, option, str(seconds)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        print(option, seconds, done.stdout, flush=True)
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
-
     content: dict[str, Any] = {
-        "parts": {str(seconds): apart("--parts", seconds) for seconds in CLIPS},
-        "growth": {str(seconds): apart("--length", seconds) for seconds in LENGTHS},
+        "parts": {str(seconds): apart(__file__, "--parts", seconds) for seconds in CLIPS},
+        "growth": {str(seconds): apart(__file__, "--length", seconds) for seconds in LENGTHS},
         "meta": provenance(default_model()),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from apart import apart
 from provenance import provenance
 
 from specsegdiff.api import default_model, explain
@@ -180,13 +181,7 @@ def main() -> None:
     if options.part:
         print(json.dumps(PARTS[options.part]()))
         return
-    results: dict[str, Any] = {}
-    for name in PARTS:
-        done = subprocess.run(
-            [sys.executable, __file__, "--part", name], check=True, capture_output=True, text=True
-        )
-        results[name] = json.loads(done.stdout.splitlines()[-1])
-        print(name, results[name], flush=True)
+    results: dict[str, Any] = {name: apart(__file__, "--part", name) for name in PARTS}
     results["import"] = imports()
     half_minute, half_hour = results["length_30_s"], results["length_1800_s"]
     results["half_hour_over_half_minute"] = {

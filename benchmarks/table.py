@@ -53,8 +53,8 @@ def segmentation(result: Mapping[str, Any]) -> str:
     )
     return (
         f"{_table(head, lines)}\nPercent, with 95 % bootstrap intervals by source recording; GDice "
-        f"at each map's own top 5 %. Split {meta['split']}: {counts}. Commit {meta['commit'][:8]}, "
-        f"{meta['date']}, {meta['device']}.\n"
+        f"at each map's own top 5 %. Split {meta['split']}: {counts}. "
+        f"{_commit(meta)}, {meta['device']}.\n"
     )
 
 
@@ -73,8 +73,8 @@ def four_vocoders(result: Mapping[str, Any]) -> str:
     head = ["method", *SCORES.values(), *(f"GDice, {family}" for family in families)]
     return (
         f"{_table(head, lines)}\nPercent, with 95 % bootstrap intervals by source recording; "
-        f"{meta['pairs']} pairs, split {meta['split']}. Commit {meta['commit'][:8]}, "
-        f"{meta['date']}, {meta['device']}.\n"
+        f"{meta['pairs']} pairs, split {meta['split']}. "
+        f"{_commit(meta)}, {meta['device']}.\n"
     )
 
 
@@ -109,7 +109,7 @@ def attribution(result: Mapping[str, Any]) -> str:
         "vocoder's. A method that draws content has 1, the largest, 0; the true mask has 0 in the "
         "middle.\n\n"
         f"95 % bootstrap intervals by source recording. Split {meta['split']}{every}: {counts}. "
-        f"Detector {meta['detector'][:24]}. Commit {meta['commit'][:8]}, {meta['date']}, "
+        f"Detector {meta['detector'][:24]}. {_commit(meta)}, "
         f"{meta['device']}.\n"
     )
 
@@ -131,7 +131,7 @@ def attribution_timing(result: Mapping[str, Any]) -> str:
         f"{_table(head, lines)}\n{meta['seconds_of_audio']} s of audio; detector of "
         f"{result['parameters'] / 1e6:.0f} million parameters with random weights, one run, "
         f"{meta['threads']} threads of a {meta['device']}. MB is the growth of the resident "
-        f"memory. Commit {meta['commit'][:8]}, {meta['date']}.\n"
+        f"memory. {_commit(meta)}.\n"
     )
 
 
@@ -155,7 +155,7 @@ def cells(result: Mapping[str, Any]) -> str:
     return (
         f"{_table(head, lines)}\n4 x 4 grid on linear frequency, with 95 % bootstrap intervals by "
         f"source recording; bold is what val chose. {meta['draws']} draws of {meta['steps']} "
-        f"steps. Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
+        f"steps. {_commit(meta)}, {meta['device']}.\n"
     )
 
 
@@ -189,7 +189,7 @@ def detection(result: Mapping[str, Any]) -> str:
         f"Against the same real recordings ({reals}), with 95 % bootstrap intervals by source "
         f"recording. Expected calibration error of `p_spoof`, both classes weighing the same: "
         f"{gaps}; the temperature ({meta['temperature']:.2f}) was fitted on val. "
-        f"Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
+        f"{_commit(meta)}, {meta['device']}.\n"
     )
 
 
@@ -236,7 +236,7 @@ def narration(result: Mapping[str, Any]) -> str:
         "end, multiplied by the hit rate as GRIDEX publishes it. Their truth is a rule's, on the "
         "fake's own sound, which the rule narrator hears too, or on that of the genuine twin, "
         "which no narrator hears. Sampled reward of GRPO, mean of the first and of the last tenth: "
-        f"{rewards}. Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
+        f"{rewards}. {_commit(meta)}, {meta['device']}.\n"
     )
 
 
@@ -273,7 +273,7 @@ def speed(result: Mapping[str, Any]) -> str:
     table = _table(("measurement", "result"), lines)
     return (
         f"{table}\n{meta['threads']} threads of a {meta['device']}, {meta['precision']}. "
-        f"Commit {meta['commit'][:8]}, {meta['date']}.\n"
+        f"{_commit(meta)}.\n"
     )
 
 
@@ -311,7 +311,7 @@ def pipeline(result: Mapping[str, Any]) -> str:
         f"{_table(['part', *(f'{s} s of audio' for s in parts)], shares)}\n"
         f"{_table(head, growth)}\nShares are of `explain`; the last two parts come after it. Each "
         f"length in a process of its own. {meta['threads']} threads of a {meta['device']}, "
-        f"{meta['precision']}. Commit {meta['commit'][:8]}, {meta['date']}.\n"
+        f"{meta['precision']}. {_commit(meta)}.\n"
     )
 
 
@@ -345,7 +345,7 @@ def corpus(result: Mapping[str, Any]) -> str:
         f"{_table(['a corpus', 'result'], lines)}\n{through['clips']} clips of "
         f"{through['clip_s']:g} s for the throughput, with the embedded detector; room measured on "
         f"{weight['files']} recordings. {meta['device']}, {meta['precision']}. "
-        f"Commit {meta['commit'][:8]}, {meta['date']}.\n"
+        f"{_commit(meta)}.\n"
     )
 
 
@@ -359,7 +359,7 @@ def runtimes(result: Mapping[str, Any]) -> str:
     head = ["networks of one pass by", "time over PyTorch's", "largest difference of a bin's heat"]
     return (
         f"{_table(head, lines)}\n{meta['threads']} threads of a {meta['device']}, in one run. "
-        f"Commit {meta['commit'][:8]}, {meta['date']}.\n"
+        f"{_commit(meta)}.\n"
     )
 
 
@@ -379,8 +379,12 @@ def newcomer(result: Mapping[str, Any]) -> str:
     head = ["from nothing to a picture by", "first time", "of it, installing", "each time after"]
     return (
         f"{_table(head, lines)}\nWith an empty home folder, and as fast as packages come here. "
-        f"Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
+        f"{_commit(meta)}, {meta['device']}.\n"
     )
+
+
+def _commit(meta: Mapping[str, Any]) -> str:
+    return f"Commit {meta['commit'][:8]}, {meta['date']}"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -465,7 +469,7 @@ def probes(result: Mapping[str, Any]) -> str:
         "random places: to a probe of as many frames from anywhere. Decisions: of the fakes that "
         "the division's probes together call spoof, those that rest on the region. "
         f"{fakes['seen']} fakes of seen and {fakes['unseen']} of unseen vocoders. "
-        f"Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
+        f"{_commit(meta)}, {meta['device']}.\n"
     )
 
 
@@ -496,7 +500,7 @@ def grounding(result: Mapping[str, Any]) -> str:
         "bootstrap intervals by source recording. The family of damage tells the vocoder's family "
         f"in {cell([100 * v for v in family['family of damage']])} percent, a constant in "
         f"{cell([100 * v for v in family['constant']])}. "
-        f"Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
+        f"{_commit(meta)}, {meta['device']}.\n"
     )
 
 
@@ -546,7 +550,7 @@ def mfpt(result: Mapping[str, Any]) -> str:
         "the seeds, lowest and highest of them in brackets. Half of all frames are spoofed: "
         "marking every frame gives an F1 of 67. The control splices recordings of one class: a "
         "scorer of synthesis has 50 there, one that finds cuts less. "
-        f"Commit {meta['commit'][:8]}, {meta['date']}, {meta['device']}.\n"
+        f"{_commit(meta)}, {meta['device']}.\n"
     )
 
 

@@ -80,7 +80,8 @@ def explain(
     ``precision`` is the segmenter's type, by default bfloat16 where this CPU computes with it.
     ``progress`` is called with (network passes done, all); True shows a bar, None shows it for long
     work in a terminal.
-    Long recordings are read, explained and stored in windows, so memory does not grow with them.
+    Long recordings are read, explained and stored in windows, so what the networks need does not
+    grow with them.
 
     Raises `AudioError` where the source cannot be read, is shorter than one analysis window or
     digital silence, and `ConfigError` on settings outside their domain. Source: arXiv 2506.03425.

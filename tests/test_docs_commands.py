@@ -18,17 +18,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from speech import speech
 from test_docs import fenced
+from toy import write_corpus
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from specsegdiff.cli import app, serving
 from specsegdiff.data.audio import write_audio
-from specsegdiff.data.manifest import write_manifest
-from specsegdiff.data.pairs import Pair
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -130,18 +128,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_pairs(folder: Path) -> None:
     """Two pairs of each split."""
-    pairs = []
-    for i, split in enumerate(("train", "val", "test")):
-        for j in range(2):
-            name = f"{split}-{j}"
-            wave = speech(seed=2 * i + j, n_samples=12_000)
-            low = torch.nn.functional.avg_pool1d(wave[None], 5, 1, 2)[0]
-            real, fake = folder / f"{name}.flac", folder / f"{name}-fake.flac"
-            folder.mkdir(parents=True, exist_ok=True)
-            write_audio(real, wave, sample_rate=RATE)
-            write_audio(fake, low, sample_rate=RATE)
-            pairs.append(Pair(name, real, fake, split=split, vocoder="mean", family="dsp"))
-    write_manifest(pairs, folder / "pairs.csv")
+    folder.mkdir(parents=True)
+    write_corpus(folder, ("train", "train", "val", "val", "test", "test"))
 
 
 def write_small(text: str, path: Path) -> None:

@@ -244,36 +244,57 @@ def test_a_wave_becomes_a_heatmap():
     assert torch.equal(heat, sample(model, model.condition(noise(2, 400)), draws=2, seed=0).mean)
 
 
-def test_refining_splits_a_patch_into_its_four_quarters():
-    model = make_model()
+def test_refining_splits_a_patch_into_quarters_and_those_into_quarters():
+    model = make_model(refine=(8, 8))
     value = noise(1, 33, 24)
-    quarters = model.refine._split(model.fold(value))
-    assert quarters.shape == (1, 8, 10, 12)
-    for row, column in ((0, 0), (3, 7), (7, 11)):
-        patch = quarters[0, :, row, column].reshape(4, 2)
-        assert torch.equal(patch, value[0, 4 * row : 4 * row + 4, 2 * column : 2 * column + 2])
+    for refine, bins, frames in ((model.refine, 4, 2), (model.refine.finer, 2, 1)):
+        parts = refine._split(model.fold(value))
+        assert parts.shape == (1, bins * frames, 40 // bins, 24 // frames)
+        for row, column in ((0, 0), (3, 7), (32 // bins - 1, 24 // frames - 1)):
+            found = parts[0, :, row, column].reshape(bins, frames)
+            wanted = value[0, bins * row :, frames * column :][:bins, :frames]
+            assert torch.equal(found, wanted)
 
 
-def test_an_untrained_refinement_changes_nothing_and_a_trained_one_sees_the_condition():
+@pytest.mark.parametrize(("trained", "reach"), [("refine", 2), ("refine.finer", 1)])
+def test_an_untrained_refinement_changes_nothing_and_a_trained_one_sees_the_condition(
+    trained, reach
+):
+    """Four convolutions reach four half patches: two patches to each side; or one of quarters."""
     torch.manual_seed(0)
-    refine = Refine((8, 4), views=2, width=16)
+    model = torch.nn.ModuleDict({"refine": Refine((8, 4), views=2, widths=(16, 8))})
+    refine = model["refine"]
     prediction, condition = noise(1, 32, 5, 6), noise(1, 64, 5, 6, seed=1, scale=1.0)
     with torch.no_grad():
-        assert torch.equal(refine(prediction, refine.view(condition)), torch.zeros_like(prediction))
-        torch.nn.init.normal_(refine.last.weight)
+        assert torch.equal(refine(prediction, refine.view(condition)), prediction)
+        torch.nn.init.normal_(model.get_submodule(trained).last.weight)
         changed = condition.clone()
         changed[:, 0, 2, 3] += 1
         moved = refine(prediction, refine.view(changed)) - refine(
             prediction, refine.view(condition)
         )
     assert float(moved[..., 2, 3].abs().max()) > 1e-3
-    # four convolutions reach four half patches: two patches to each side
-    assert float(moved[..., :, 0].abs().max()) == 0 == float(moved[..., :, 6:].abs().sum())
+    still = [column for column in range(6) if abs(column - 3) > reach]
+    assert float(moved[..., still].abs().max()) == 0
+
+
+def test_each_refinement_corrects_what_the_one_before_gives():
+    torch.manual_seed(0)
+    refine = Refine((8, 4), views=1, widths=(8, 4))
+    prediction, condition = noise(1, 32, 5, 6), noise(1, 32, 5, 6, seed=1)
+    with torch.no_grad():
+        refine.last.bias.fill_(1.0)
+        refine.finer.last.bias.fill_(0.5)
+        assert torch.allclose(refine(prediction, refine.view(condition)), prediction + 1.5)
+        seen = []
+        refine.finer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        refine(prediction, refine.view(condition))
+    assert torch.allclose(seen[0], prediction + 1)
 
 
 def test_the_smoothed_view_is_what_the_mask_is_made_of():
     """With the raw view silenced, the encoder sees log(smooth(magnitude)) and nothing else."""
-    model = make_model(refine=0)
+    model = make_model(refine=())
     magnitude = noise(1, 33, 24, scale=1.0).abs() + 0.01
     seen = []
     handle = model.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -303,8 +324,10 @@ def test_another_number_of_bins_is_refused():
         {"log_scale": float("nan")},
         {"patch": (8,)},
         {"patch": (0, 4)},
-        {"patch": (8, 1), "refine": 8},
-        {"refine": -1},
+        {"patch": (8, 1), "refine": (8,)},
+        {"patch": (4, 2), "refine": (8, 8)},
+        {"refine": (0,)},
+        {"refine": (True,)},
         {"rms": math.inf},
         {"log_mean": math.nan},
         {"rrdb_blocks": 10**9},

@@ -28,7 +28,7 @@ class Gaussian:
             mask_scale=scale,
             train_steps=train_steps,
             patch=(1, 1),
-            refine=0,
+            refine=(),
         )
         self.level = alpha_bar(self.config)
         self.seen = []

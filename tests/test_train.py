@@ -220,7 +220,7 @@ def test_a_corpus_without_training_pairs_is_refused(corpus, tmp_path):
 
 def test_a_run_starts_from_a_model_that_lacks_the_newer_inputs(tmp_path):
     torch.manual_seed(0)
-    older = SpecSegDiff(replace(MODEL, smoothed=False, refine=0)).eval()
+    older = SpecSegDiff(replace(MODEL, smoothed=False, refine=())).eval()
     newer = SpecSegDiff(MODEL).eval()
     start_from(newer, older)
     condition = noise(1, 513, 16, scale=1.0)

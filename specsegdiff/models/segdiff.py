@@ -61,9 +61,9 @@ class SegDiffConfig:
     made of smoothed magnitudes, and convolutions on a raw log-magnitude cannot undo its log."""
     patch: tuple[int, int] = (1, 1)
     "Bins and frames folded into channels (space to depth) before both networks."
-    refine: int = 0
-    """Width of the network that refines the denoiser's output on patches of half the size, where it
-    sees the condition again (`Refine`); 0 for none."""
+    refine: tuple[int, ...] = ()
+    """Widths of the networks that refine the denoiser's output on patches of half the size, then of
+    a quarter and so on, where they see the condition again (`Refine`)."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     "The denoiser."
     prediction: Literal["epsilon", "sample"] = "epsilon"
@@ -114,13 +114,14 @@ class SegDiffConfig:
             raise ConfigError(
                 f"SegDiffConfig.patch must be two integers from 1 to 64, got {self.patch!r}"
             )
-        if type(self.refine) is not int or not 0 <= self.refine <= LARGEST:
+        if any(type(width) is not int or not 1 <= width <= LARGEST for width in self.refine):
             raise ConfigError(
-                f"SegDiffConfig.refine must be an integer from 0 to {LARGEST}, got {self.refine!r}"
+                f"SegDiffConfig.refine must be integers from 1 to {LARGEST}, got {self.refine!r}"
             )
-        if self.refine and any(p % 2 for p in self.patch):
+        if any(p % 2 ** len(self.refine) for p in self.patch):
             raise ConfigError(
-                f"refine halves the patches; patch={self.patch!r} must be even, or refine 0"
+                f"each width of refine={self.refine!r} halves the patches, but "
+                f"patch={self.patch!r} cannot be halved {len(self.refine)} times; use fewer widths"
             )
         choices = {
             "prediction": ("epsilon", "sample"),
@@ -153,7 +154,7 @@ PRESETS: dict[str, SegDiffConfig] = {
         row_embedding=True,
         smoothed=True,
         patch=(8, 8),
-        refine=64,
+        refine=(64, 32),
         unet=UNetConfig(
             channels=64,
             multipliers=(1, 2, 2.25),
@@ -178,7 +179,7 @@ PRESETS: dict[str, SegDiffConfig] = {
         row_embedding=True,
         smoothed=True,
         patch=(8, 4),
-        refine=16,
+        refine=(16, 8),
         unet=UNetConfig(
             channels=16,
             multipliers=(1, 2),
@@ -251,7 +252,7 @@ class SegDiff(hub.Stored, abc.ABC):
         self.unet = UNet(config.unet, in_channels=channels, out_channels=channels)
         self.refine = None
         if config.refine:
-            self.refine = Refine(config.patch, views=images, width=config.refine)
+            self.refine = Refine(config.patch, views=images, widths=config.refine)
         if config.prediction == "sample":
             # the logit of a 5 % foreground; a network that has to learn it bends all its features
             # into one constant direction first, and takes a thousand steps to come back
@@ -335,7 +336,7 @@ class SegDiff(hub.Stored, abc.ABC):
         width = self.config.unet.channels
         prediction = self.unet(x, step, encoded[:, :width])
         if self.refine is not None:
-            prediction = prediction + self.refine(prediction, encoded[:, width:])
+            prediction = self.refine(prediction, encoded[:, width:])
         return prediction if self.prior is None else prediction + self.prior
 
     @torch.no_grad()

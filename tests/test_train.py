@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from models import noise
+from models import awake, noise
 from toy import vocoded, voice, write_corpus
+from typer.testing import CliRunner
 
+from specsegdiff.cli import app
 from specsegdiff.data.manifest import read_manifest, write_manifest
 from specsegdiff.errors import ConfigError, CorpusError
+from specsegdiff.hub import weights_hash
 from specsegdiff.masks import MaskConfig, difference, top_share
 from specsegdiff.models.addsegdiff import ADDSegDiff
 from specsegdiff.models.segdiff import PRESETS, SegDiffConfig, SpecSegDiff
@@ -22,6 +25,7 @@ from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 pytest.importorskip("lightning", reason="training needs the extra 'train'")
 
 from specsegdiff.train import features, recipe, segmenter
+from specsegdiff.train.average import average
 from specsegdiff.train.features import AugmentConfig, Crops, Item, make_item, make_items
 from specsegdiff.train.recipe import moving_average
 from specsegdiff.train.segmenter import TrainConfig, read_config, start_from, train
@@ -240,6 +244,31 @@ def test_the_average_forgets_where_it_started():
     assert float(average) == pytest.approx(1, abs=0.05)
     value, target = torch.tensor(2.0), torch.tensor(5.0)
     assert float(moving_average(0.9, value, target, 10**6)) == pytest.approx(0.9 * 2 + 0.1 * 5)
+
+
+def test_the_average_of_models_is_the_mean_of_their_weights(tmp_path):
+    models = [awake(SpecSegDiff(MODEL), seed=seed) for seed in range(3)]
+    before = [weights_hash(model) for model in models]
+    mean = average(models).state_dict()
+    for name, value in mean.items():
+        expected = torch.stack([model.state_dict()[name] for model in models]).mean(dim=0)
+        assert torch.allclose(value, expected, atol=1e-6), name
+    assert [weights_hash(model) for model in models] == before
+    for i, model in enumerate(models):
+        model.save_pretrained(tmp_path / str(i))
+    folders = [str(tmp_path / str(i)) for i in range(3)]
+    told = CliRunner().invoke(app, ["train", "average", *folders, "--out", str(tmp_path / "mean")])
+    assert told.exit_code == 0, told.output
+    stored = SpecSegDiff.from_pretrained(tmp_path / "mean").state_dict()
+    assert all(torch.allclose(stored[name], mean[name], atol=1e-3) for name in mean)
+
+
+def test_models_that_have_no_average_are_refused():
+    model = SpecSegDiff(MODEL)
+    with pytest.raises(ConfigError, match="two models or more, got 1"):
+        average([model])
+    with pytest.raises(ConfigError, match=r"differs from .* in class or configuration"):
+        average([model, SpecSegDiff(replace(MODEL, rrdb_features=24))])
 
 
 # ------------------------------------------------------------------ configuration

@@ -2,7 +2,7 @@
 
 import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,20 +31,37 @@ def _add_training(what: str, text: str) -> None:
         _train(what, config, out, resume=resume, seed=seed, accelerator=accelerator)
 
 
+@train_app.command("average")
+def average(
+    models: Annotated[list[str], typer.Argument(help="Folders or hub ids of segmenters.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new model.")],
+) -> None:
+    """Write the mean of the weights of segmenters whose runs started from the same ones."""
+    module, segmenter = _module("average"), _module("segmenter")
+    mean = module.average([segmenter.starting_model(source) for source in models])
+    make_folder(out)
+    mean.save_pretrained(out, half=True)
+    print(f"wrote {out}")
+
+
 def _train(
     what: str, config: Path, out: Path, *, resume: bool, seed: int | None, accelerator: str
 ) -> None:
-    try:
-        module = importlib.import_module(f"specsegdiff.train.{what}")
-    except ModuleNotFoundError as error:
-        raise DependencyError(
-            f"training needs {error.name}; pip install 'specsegdiff[train]'"
-        ) from error
+    module = _module(what)
     settings = module.read_config(config, **({} if seed is None else {"seed": seed}))
     make_folder(out)
     written = module.train(settings, out, resume=resume, accelerator=accelerator)
     # a narrator's stage says where it wrote what; the others return the model
     print(f"wrote {written if what == 'narrator' else out / 'model'}")
+
+
+def _module(what: str) -> Any:
+    try:
+        return importlib.import_module(f"specsegdiff.train.{what}")
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"training needs {error.name}; pip install 'specsegdiff[train]'"
+        ) from error
 
 
 _add_training(

@@ -29,6 +29,7 @@ from specsegdiff.sampling import Draws, draw_masks, fastest_dtype, is_one_pass, 
 
 RESULTS = Path(__file__).parent / "results"
 MASKS = MaskConfig()
+NO_DIFFUSION = "same network, trained without diffusion"
 
 
 def truth_of(pair: Pair, model: SpecSegDiff) -> Tensor:
@@ -200,7 +201,7 @@ def main() -> None:
             drawn[f"SpecSegDiff, {how}"] = (maps, count)
     if options.deterministic:
         control = SpecSegDiff.from_pretrained(options.deterministic)
-        drawn["same network, trained without diffusion"] = (DrawnMaps(control, [1], 1, "ddim"), 1)
+        drawn[NO_DIFFUSION] = (DrawnMaps(control, [1], 1, "ddim"), 1)
     methods = controls(pairs, [p for p in everything if p.split == "train"], model)
     methods |= {name: maps.method(count) for name, (maps, count) in drawn.items()}
 
@@ -215,7 +216,7 @@ def main() -> None:
     for name in methods:
         maps, count = drawn.get(name, (None, 0))
         doubt = maps.doubts if maps is not None and count == max(maps.counts) else []
-        entries.append(entry(name, rows, doubt, ours=name in drawn))
+        entries.append(entry(name, rows, doubt, ours=name in drawn and name != NO_DIFFUSION))
     meta = provenance(
         model,
         split=options.split,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 
 from specsegdiff.api import DEFAULT_DETECTOR, asset
 from specsegdiff.data.audio import load_audio
@@ -32,14 +32,11 @@ from specsegdiff.data.protocols import (
     asvspoof2021,
     partialspoof,
 )
-from specsegdiff.hub import write_atomic
 from specsegdiff.metrics.detection import asv_errors, asvspoof_eer, eer, min_tdcf
 from specsegdiff.metrics.localisation import frame_eer, segment_f1
 from specsegdiff.models.detector import spoof_column
 from specsegdiff.models.frame_head import FrameScorer
 from specsegdiff.models.loading import load_detector
-
-RESULTS = Path(__file__).parent / "results"
 
 CORPORA: dict[str, Callable[[str], list[Trial]]] = {
     "asvspoof2019": partial(asvspoof2019, subset="eval"),
@@ -118,7 +115,7 @@ def main() -> None:
     if options.frames:
         result["frames"] = frames(FrameScorer.from_pretrained(options.frames), trials)
     out = options.out or RESULTS / f"{options.corpus}.json"
-    write_atomic(out, json.dumps(result, indent=1).encode() + b"\n")
+    write_results(out, result)
     print(json.dumps(result, indent=1))
 
 

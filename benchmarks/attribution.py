@@ -11,7 +11,6 @@ again to go on. ``benchmarks/table.py`` renders the results.
 """
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 from torch import Tensor
 
 from baselines import AttnLRP, DeepSHAP, GradientSHAP, MeanMaskByFrequency
@@ -33,7 +32,6 @@ from specsegdiff.data.manifest import read_manifest
 from specsegdiff.data.pairs import Pair, load_pair
 from specsegdiff.explanation import Explainer
 from specsegdiff.frontend import Stft
-from specsegdiff.hub import write_atomic
 from specsegdiff.masks import MaskConfig
 from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 from specsegdiff.plots import vocoder_figure
@@ -180,12 +178,6 @@ def timing(preset: str) -> dict[str, Any]:
     return {"parameters": sum(value.numel() for value in detector.parameters()), "rows": rows}
 
 
-def write(out: Path, content: object) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(content, indent=1).encode() + b"\n")
-    print(f"wrote {out}")
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, draw or time."""
     parser = argparse.ArgumentParser(
@@ -207,8 +199,8 @@ def main(words: Sequence[str] | None = None) -> None:
         if options.preset != "tiny":
             timing("tiny")  # imports and caches are no part of a map
         meta = provenance(default_model(), detector=options.preset, seconds_of_audio=4)
-        out = options.out or ROOT / "results" / "attribution-timing.json"
-        write(out, {"meta": meta, **timing(options.preset)})
+        out = options.out or RESULTS / "attribution-timing.json"
+        write_results(out, {"meta": meta, **timing(options.preset)})
         return
     start = time.perf_counter()
     everything = read_manifest(options.pairs)
@@ -242,8 +234,8 @@ def main(words: Sequence[str] | None = None) -> None:
         ranking=options.ranking,
         detector=fingerprint(detector),
     )
-    out = options.out or ROOT / "results" / "attribution.json"
-    write(out, {"meta": meta, "headline": headline(summary), "rows": summary})
+    out = options.out or RESULTS / "attribution.json"
+    write_results(out, {"meta": meta, "headline": headline(summary), "rows": summary})
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ val. ``benchmarks/table.py`` renders it.
 """
 
 import argparse
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 from torch import Tensor
 
 from specsegdiff.api import default_model
@@ -24,14 +23,12 @@ from specsegdiff.cells import RegionGrid, pool, top_k, truth_cells
 from specsegdiff.data.manifest import read_manifest
 from specsegdiff.data.pairs import Pair
 from specsegdiff.frontend import Stft
-from specsegdiff.hub import write_atomic
 from specsegdiff.masks import MaskConfig, smooth
 from specsegdiff.metrics import bootstrap_interval
 from specsegdiff.metrics.ranking import evaluate_ranking
 from specsegdiff.models.segdiff import SpecSegDiff
 from specsegdiff.sampling import sample
 
-RESULTS = Path(__file__).parent / "results"
 MASKS, STFT, K = MaskConfig(), Stft(), 3
 RECALL = f"recall_at_{K}"
 MEAN, SHARE = "SpecSegDiff, mean heat", "SpecSegDiff, share of its mask"
@@ -133,7 +130,7 @@ def main() -> None:
             print(split, row["method"], row["all"][RECALL], flush=True)
     ours = {row["method"]: row for row in result["val"] if row["method"] in (MEAN, SHARE)}
     result["meta"]["chosen"] = max(ours, key=lambda name: ours[name]["all"][RECALL][0])
-    write_atomic(options.out, json.dumps(result, indent=1).encode() + b"\n")
+    write_results(options.out, result)
 
 
 if __name__ == "__main__":

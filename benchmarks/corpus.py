@@ -163,10 +163,9 @@ def main() -> None:
 def measure(sizes: list[int], *, clips: int, audio: str, out: Path) -> None:
     """Measure every part in a process of its own."""
     from apart import apart
-    from provenance import provenance
+    from provenance import provenance, write_results
 
     from specsegdiff.api import default_model
-    from specsegdiff.hub import write_atomic
 
     results: dict[str, Any] = {
         str(n): apart(__file__, "--part", "growth", "--sizes", n) for n in sizes
@@ -180,9 +179,7 @@ def measure(sizes: list[int], *, clips: int, audio: str, out: Path) -> None:
         "throughput": apart(__file__, "--part", "throughput", "--clips", clips),
         "bytes_per_minute": apart(__file__, "--part", "weight", "--audio", audio),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(content, indent=1).encode() + b"\n")
-    print(f"wrote {out}")
+    write_results(out, content)
 
 
 if __name__ == "__main__":

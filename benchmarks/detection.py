@@ -16,18 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 
 from specsegdiff.api import default_detector
 from specsegdiff.data.audio import load_audio
 from specsegdiff.data.manifest import read_manifest
 from specsegdiff.data.pairs import Pair
-from specsegdiff.hub import write_atomic
 from specsegdiff.metrics.detection import eer, eer_by_group
 from specsegdiff.models.detector import p_spoof, spoof_column
 from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ def main() -> None:
         scored = score(detector, [p for p in everything if p.split == split])
         result[split] = summary(scored, detector)
         print(split, json.dumps(result[split], indent=1), flush=True)
-    write_atomic(options.out, json.dumps(result, indent=1).encode() + b"\n")
+    write_results(options.out, result)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ know just that, from the val split, are beside it. Intervals are bootstraps by s
 
 import argparse
 import dataclasses
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 from torch import Tensor
 
 from specsegdiff.api import default_model, explain
@@ -34,7 +33,6 @@ from specsegdiff.errors import ShapeError
 from specsegdiff.explanation import Explanation
 from specsegdiff.frontend import Stft
 from specsegdiff.grid import Region, find_regions
-from specsegdiff.hub import write_atomic
 from specsegdiff.masks import MaskConfig
 from specsegdiff.metrics import bootstrap_interval
 from specsegdiff.metrics.grounding import agreement, concept_accuracy, evaluate_regions
@@ -44,7 +42,6 @@ from specsegdiff.narration.places import Listener
 from specsegdiff.narration.references import grounded, parse
 from specsegdiff.narration.rules import RuleNarrator
 
-RESULTS = Path(__file__).parent / "results"
 TREE, STFT, CELLS, REPORTED = speech_concepts(), Stft(), 16, 3
 AXES = ("when", "phone", "kind", "damage")
 
@@ -292,7 +289,7 @@ def main() -> None:
     result = {"meta": provenance(model, **how)} | evaluate(by_pair, places, training)
     for row in result["agreement"]["reported cells"]:
         print(*row.values())
-    write_atomic(options.out, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
+    write_results(options.out, result)
 
 
 if __name__ == "__main__":

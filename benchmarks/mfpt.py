@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from detection import Scored, compared, rate, score
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 from torch import Tensor
 
 from specsegdiff.data.manifest import read_manifest
@@ -34,7 +34,6 @@ from specsegdiff.data.pairs import Pair
 from specsegdiff.data.protocols import pair_trials
 from specsegdiff.data.splice import SpliceConfig
 from specsegdiff.errors import ConfigError
-from specsegdiff.hub import write_atomic
 from specsegdiff.metrics.localisation import frame_eer, segment_f1
 from specsegdiff.models.frame_head import FrameScorer
 from specsegdiff.models.loading import load_detector
@@ -48,7 +47,6 @@ from specsegdiff.train.mfpt import (
 from specsegdiff.train.splices import Pool, SplicedClips
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 PER_SEGMENT = 8
 "Frames of a coarser segment, 160 ms."
 
@@ -229,7 +227,7 @@ def main() -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     result = {"meta": meta, "rows": rows, "summary": summary(runs, start)}
-    write_atomic(options.out, json.dumps(result, indent=1).encode() + b"\n")
+    write_results(options.out, result)
 
 
 if __name__ == "__main__":

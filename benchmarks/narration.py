@@ -11,7 +11,6 @@ are the first answer of the model; a narrator would ask again where one cannot b
 
 import argparse
 import csv
-import json
 import math
 import tempfile
 from collections import Counter, defaultdict
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from cells import MASKS, RECALL, STFT, K, grid_of, ranking
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 from torch import Tensor
 
 from specsegdiff.api import default_model, explain
@@ -30,7 +29,6 @@ from specsegdiff.benchmark.scoring import Case, load_case
 from specsegdiff.cells import RegionGrid, pool
 from specsegdiff.data.manifest import read_manifest
 from specsegdiff.data.pairs import Pair, load_pair
-from specsegdiff.hub import write_atomic
 from specsegdiff.masks import smooth
 from specsegdiff.metrics import bootstrap_interval
 from specsegdiff.metrics.ranking import evaluate_ranking
@@ -469,7 +467,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--every", type=int, default=1, help="take every so manieth pair")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "narration.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "narration.json")
     parser.add_argument(
         "--figure", type=Path, default=ROOT.parent / "docs" / "images" / "rewards.png"
     )
@@ -503,7 +501,7 @@ def main() -> None:
             print(split, row["method"], row["all"][RECALL], row["all"]["over_constant"], flush=True)
         for row in result[split]["words"]:
             print(split, row["narrator"], row["fake"]["end_to_end"], row["coverage"], flush=True)
-    write_atomic(options.out, json.dumps(result, indent=1).encode() + b"\n")
+    write_results(options.out, result)
     rewards_figure(logs).savefig(options.figure, dpi=120)
 
 

@@ -17,13 +17,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 
 from specsegdiff.api import default_model
-from specsegdiff.hub import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
@@ -32,7 +30,7 @@ def main() -> None:
         found = {"clone": clone(Path(folder) / "clone"), "wheel": wheel(Path(folder) / "wheel")}
     print(json.dumps(found, indent=1))
     result = {"meta": provenance(default_model()), "seconds": found}
-    write_atomic(RESULTS / "newcomer.json", json.dumps(result, indent=1).encode() + b"\n")
+    write_results(RESULTS / "newcomer.json", result)
 
 
 def clone(folder: Path) -> dict[str, float]:

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from apart import apart
-from provenance import provenance
-from speed import RATE, RESULTS, length, noise, seconds_of
+from provenance import RESULTS, provenance, write_results
+from speed import RATE, length, noise, seconds_of
 
 from specsegdiff.api import default_detector, default_model, explain
 from specsegdiff.data.audio import load_audio, write_audio
-from specsegdiff.hub import write_atomic
 from specsegdiff.sampling import fastest_dtype
 
 CLIPS = (4, 30)
@@ -75,9 +74,7 @@ def main() -> None:
         "growth": {str(seconds): apart(__file__, "--length", seconds) for seconds in LENGTHS},
         "meta": provenance(default_model()),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.out, json.dumps(content, indent=1).encode() + b"\n")
-    print(f"wrote {options.out}")
+    write_results(options.out, content)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 from torch import Tensor
 
 from specsegdiff.api import default_detector
@@ -51,7 +51,6 @@ from specsegdiff.probes.plot import auc_figure
 from specsegdiff.probes.pooling import Pooled, pool_all, pool_regions
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 BANDS = ("low", "mid", "high")
 SOUNDS, VOICING = DIVISIONS["sound"], DIVISIONS["voicing"]
 RANDOM = "sound at random"
@@ -366,7 +365,7 @@ def main() -> None:
             )
         },
     }
-    write_atomic(options.out, json.dumps(result, indent=1).encode() + b"\n")
+    write_results(options.out, result)
     drawn = [r | {"group": r["encoder"]} for r in rows if r["division"] in ("all", "sound", "band")]
     title = "Which parts of speech betray a vocoder?"
     auc_figure(drawn, title=title).savefig(options.figure, dpi=110)

@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 
 from specsegdiff.api import asset, default_model
 from specsegdiff.data.audio import load_audio
 from specsegdiff.export import DENOISER_NAME, ENCODER_NAME, OnnxSegmenter, export_onnx
-from specsegdiff.hub import write_atomic
 
-RESULTS = Path(__file__).parent / "results"
 REPEATS = 15
 PAUSE = 0.2
 "Seconds until the threads of the runtime before have stopped spinning."
@@ -68,7 +66,7 @@ def main() -> None:
     }
     print(json.dumps(rows, indent=1))
     result = {"meta": provenance(model), "rows": rows}
-    write_atomic(RESULTS / "runtimes.json", json.dumps(result, indent=1).encode() + b"\n")
+    write_results(RESULTS / "runtimes.json", result)
 
 
 def passing(

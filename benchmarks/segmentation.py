@@ -7,27 +7,24 @@ group, seen and unseen vocoders apart, overall and per family. ``benchmarks/tabl
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 from torch import Tensor
 
 from specsegdiff.api import default_model
 from specsegdiff.benchmark import Method, Row, score_maps, summarise
 from specsegdiff.data.manifest import read_manifest
 from specsegdiff.data.pairs import Pair, load_pair
-from specsegdiff.hub import write_atomic
 from specsegdiff.masks import MaskConfig, ground_truth, smooth, top_share
 from specsegdiff.metrics import roc_auc
 from specsegdiff.models.segdiff import SAMPLERS, SpecSegDiff
 from specsegdiff.sampling import Draws, draw_masks, fastest_dtype, is_one_pass, moments, sample
 
-RESULTS = Path(__file__).parent / "results"
 MASKS = MaskConfig()
 NO_DIFFUSION = "same network, trained without diffusion"
 
@@ -226,10 +223,7 @@ def main() -> None:
         seconds=round(time.perf_counter() - start),
     )
     name = "segmentation.json" if options.split == "test" else "segmentation-val.json"
-    out = options.out or RESULTS / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps({"meta": meta, "rows": entries}, indent=1).encode() + b"\n")
-    print(f"wrote {out}")
+    write_results(options.out or RESULTS / name, {"meta": meta, "rows": entries})
 
 
 if __name__ == "__main__":

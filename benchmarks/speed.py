@@ -20,15 +20,13 @@ from typing import Any
 
 import torch
 from apart import apart
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 
 from specsegdiff.api import default_model, explain
 from specsegdiff.data.audio import write_audio
-from specsegdiff.hub import write_atomic
 from specsegdiff.models.segdiff import SpecSegDiff
 from specsegdiff.sampling import draw_masks, fastest_dtype, moments, sample
 
-RESULTS = Path(__file__).parent / "results"
 RATE = 16_000
 
 
@@ -189,9 +187,7 @@ def main() -> None:
         "peak_mb": half_hour["peak_mb"] / half_minute["peak_mb"],
     }
     content = {"meta": provenance(default_model()), "parts": results}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.out, json.dumps(content, indent=1).encode() + b"\n")
-    print(f"wrote {options.out}")
+    write_results(options.out, content)
 
 
 if __name__ == "__main__":

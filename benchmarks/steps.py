@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance, write_results
 
 from specsegdiff.api import default_model
 from specsegdiff.benchmark.journal import note_rows, open_journal
 from specsegdiff.benchmark.measurement import fingerprint
 from specsegdiff.benchmark.scoring import Case, Row, identify, load_case, summarise
 from specsegdiff.data.manifest import read_manifest
-from specsegdiff.hub import write_atomic
 from specsegdiff.masks import MaskConfig
 from specsegdiff.models.segdiff import SAMPLERS, SpecSegDiff
 from specsegdiff.sampling import draw_masks, fastest_dtype, moments
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent
-RESULTS = ROOT / "results" / "steps-val.json"
 PICTURE = ROOT.parent / "docs" / "images" / "steps.png"
 MASKS = MaskConfig()
 SOLVERS = [name for name in SAMPLERS if name != "ddpm"]
@@ -217,7 +215,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--reference-steps", type=int, default=REFERENCE[1], help="of DDPM")
     parser.add_argument("--draws", type=int, default=32)
     parser.add_argument("--journal", type=Path, default=ROOT.parent / "runs" / "steps.rows.jsonl")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON to write")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "steps-val.json", help="JSON to write"
+    )
     parser.add_argument("--picture", type=Path, default=PICTURE, help="figure to draw")
     parser.add_argument("--figure-only", action="store_true", help="of what --out holds")
     options = parser.parse_args(words)
@@ -260,10 +260,7 @@ def main(words: Sequence[str] | None = None) -> None:
         draws=options.draws,
         cheapest_within_half_a_point=cheapest(entries),
     )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"meta": meta, "rows": entries}, indent=1)
-    write_atomic(options.out, content.encode() + b"\n")
-    print(f"wrote {options.out}")
+    write_results(options.out, {"meta": meta, "rows": entries})
     draw_figure(options.out, options.picture)
 
 

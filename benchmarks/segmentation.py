@@ -210,7 +210,8 @@ def main() -> None:
     by_id = {pair.id: pair for pair in pairs}
     rows = [row for row in rows if has_company(row, by_id)]
     entries = []
-    for name in methods:
+    scored = {row["method"] for row in rows}
+    for name in (method for method in methods if method in scored):
         maps, count = drawn.get(name, (None, 0))
         doubt = maps.doubts if maps is not None and count == max(maps.counts) else []
         entries.append(entry(name, rows, doubt, ours=name in drawn and name != NO_DIFFUSION))

@@ -8,6 +8,7 @@ Two ways, each with an empty home folder, so that pip finds nothing that it knew
 second times, and the shares, tell more than the first ones.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -26,11 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     """Time both ways and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS / "newcomer.json")
+    out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:
         found = {"clone": clone(Path(folder) / "clone"), "wheel": wheel(Path(folder) / "wheel")}
     print(json.dumps(found, indent=1))
     result = {"meta": provenance(default_model()), "seconds": found}
-    write_results(RESULTS / "newcomer.json", result)
+    write_results(out, result)
 
 
 def clone(folder: Path) -> dict[str, float]:

@@ -8,6 +8,7 @@ bin's heat. The graphs are those of `specsegdiff.export`. A CPU without instruct
 emulates it.
 """
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -31,6 +32,9 @@ PAUSE = 0.2
 
 def main() -> None:
     """Time all runtimes in turns, compare their maps, and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS / "runtimes.json")
+    out = parser.parse_args().out
     model = default_model()
     condition = model.condition(load_audio(asset("example.flac"))[None])
     nothing = torch.zeros(
@@ -66,7 +70,7 @@ def main() -> None:
     }
     print(json.dumps(rows, indent=1))
     result = {"meta": provenance(model), "rows": rows}
-    write_results(RESULTS / "runtimes.json", result)
+    write_results(out, result)
 
 
 def passing(

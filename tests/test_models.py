@@ -326,6 +326,7 @@ def test_another_number_of_bins_is_refused():
         {"patch": (0, 4)},
         {"patch": (8, 1), "refine": (8,)},
         {"patch": (4, 2), "refine": (8, 8)},
+        {"refine": 64},
         {"refine": (0,)},
         {"refine": (True,)},
         {"rms": math.inf},

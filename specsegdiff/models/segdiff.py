@@ -114,9 +114,12 @@ class SegDiffConfig:
             raise ConfigError(
                 f"SegDiffConfig.patch must be two integers from 1 to 64, got {self.patch!r}"
             )
-        if any(type(width) is not int or not 1 <= width <= LARGEST for width in self.refine):
+        if not isinstance(self.refine, tuple) or any(
+            type(width) is not int or not 1 <= width <= LARGEST for width in self.refine
+        ):
             raise ConfigError(
-                f"SegDiffConfig.refine must be integers from 1 to {LARGEST}, got {self.refine!r}"
+                f"SegDiffConfig.refine must be a tuple of integers from 1 to {LARGEST}, got "
+                f"{self.refine!r}"
             )
         if any(p % 2 ** len(self.refine) for p in self.patch):
             raise ConfigError(

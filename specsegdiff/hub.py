@@ -61,8 +61,9 @@ def load_model(
     """Load a model of class ``kind`` from a folder or a Hub id, tensors in float32, in evaluation
     mode; its ``name`` is that of the folder or id.
 
-    Raises `CheckpointError` where the checkpoint is missing, damaged, of another class or holds
-    other tensors, and `ConfigError` where its configuration has unknown, missing or invalid fields.
+    Raises `CheckpointError` where the checkpoint is missing, damaged, of another class, holds
+    other tensors or ones that are not finite, and `ConfigError` where its configuration has
+    unknown, missing or invalid fields.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -109,6 +110,12 @@ def load_model(
             f"{folder / WEIGHTS_NAME} does not fit its {CONFIG_NAME}: {len(wrong)} tensors "
             f"are missing, unknown or of another shape or kind, first {wrong[0]!r}; "
             "restore the pair of files that was saved together"
+        )
+    lost = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if lost:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_NAME} holds NaN or infinity in {len(lost)} tensors, first "
+            f"{lost[0]!r}: the run that made it diverged; take an earlier checkpoint"
         )
     model.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()})
     model.name = Path(source).resolve().name  # type: ignore[assignment]  # no module: plain text

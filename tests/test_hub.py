@@ -381,3 +381,12 @@ def test_equal_weights_are_hashed_once(monkeypatch):
     monkeypatch.setattr(hub.hashlib, "sha256", counted)
     found = {hub.weights_hash(model) for _ in range(3)}
     assert (len(found), count) == (1, 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(saved, value):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["unet.last.bias"][1] = value
+    save_file(tensors, saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"NaN or infinity in 1 tensors, first 'unet\.last"):
+        SpecSegDiff.from_pretrained(saved)

@@ -145,6 +145,30 @@ def test_ten_killed_workers_are_replaced(manifest, undisturbed, tmp_path):
     pytest.fail(f"only {kills} workers could be killed")
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are not listed here")
+def test_a_run_leaves_no_threads_behind(manifest, tmp_path):
+    """Arrow's own abort an interpreter that ends beside them, after the last row is written."""
+    script = f"""
+import os
+import pyarrow.parquet as pq
+import soundfile
+from corpora import Tiny
+from pyarrow import csv
+from specsegdiff.bulk import explain_corpus, read_parts
+
+table = {str(manifest.with_suffix(".parquet"))!r}
+pq.write_table(csv.read_csv({str(manifest)!r}, csv.ReadOptions(use_threads=False)), table)
+before = os.listdir("/proc/self/task")
+for turn in range(2):
+    explain_corpus(table, {str(tmp_path)!r}, settings=Tiny(), workers=0, shard_seconds=8.0)
+print(len(list(read_parts({str(tmp_path)!r}))), *set(os.listdir("/proc/self/task")) - set(before))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["24"], done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sigterm_ends_cleanly_and_soon(manifest, undisturbed, tmp_path, workers):
     process = start(manifest, tmp_path, workers=workers, pause=0.5)

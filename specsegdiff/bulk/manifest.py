@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from specsegdiff.bulk.parts import parquet
+from specsegdiff.bulk.parts import read_table
 from specsegdiff.errors import CorpusError
 
 READERS = 16
@@ -128,9 +128,7 @@ def _of_parquet(table: Path) -> list[Item]:
     from pyarrow import ArrowException
 
     try:
-        found = parquet().ParquetFile(table)
-        names = [name for name in ("path", "id") if name in found.schema_arrow.names]
-        columns = found.read(columns=names).to_pydict()
+        columns = read_table(table, ["path", "id"]).to_pydict()
     except (OSError, ArrowException) as error:
         raise CorpusError(f"cannot read the manifest {table}: {error}; write it anew") from error
     return _of_columns(columns, name=str(table))

@@ -20,6 +20,7 @@ from specsegdiff.bulk.parts import (
     make_folders,
     parquet,
     read_run,
+    read_table,
     sweep,
     sweep_plan,
     table_bytes,
@@ -197,8 +198,6 @@ def _plan_bytes(lengths: Sequence[_Length], first: Sequence[int]) -> bytes:
 
 
 def _read_plan(out: Path, card: dict[str, Any]) -> tuple[list[Item], list[int]]:
-    import pyarrow as pa
-
     path = out / PLAN_NAME
     try:
         content = path.read_bytes()
@@ -211,7 +210,7 @@ def _read_plan(out: Path, card: dict[str, Any]) -> tuple[list[Item], list[int]]:
             f"{path} was changed or damaged after it was written, and with it which recording is "
             "in which part; restore it, or choose another folder for a new run"
         )
-    table = parquet().read_table(pa.BufferReader(content))
+    table = read_table(content)
     items = list(map(Item, table["id"].to_pylist(), table["path"].to_pylist()))
     shards = table["shard"].to_pylist()
     first = [0] + [at for at in range(1, len(shards)) if shards[at] != shards[at - 1]]

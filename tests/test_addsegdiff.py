@@ -4,20 +4,29 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import STFT, TINY, awake, noise
+from models import STFT, TINY, awake, make_model, noise
 
 from specsegdiff.api import explain
 from specsegdiff.errors import CheckpointError, ConfigError, ShapeError
 from specsegdiff.hub import weights_hash
-from specsegdiff.models.addsegdiff import ADDSegDiff, ADDSegDiffConfig, align, spread_layers
+from specsegdiff.models.addsegdiff import (
+    ADDSegDiff,
+    ADDSegDiffConfig,
+    FrontConfig,
+    align,
+    spread_layers,
+)
 from specsegdiff.models.losses import LossConfig, diffusion_loss
 from specsegdiff.models.segdiff import SpecSegDiff
+from specsegdiff.train.segmenter import start_from
 
 FIELDS = {k: v for k, v in vars(TINY).items() if k != "smoothed"}
 CONFIG = ADDSegDiffConfig(
     **FIELDS, layers=(0, 2), feature_size=6, hidden=10, feature_hop=20, feature_window=25
 )
 GRID = replace(CONFIG, mapping="grid")
+FRONT = replace(GRID, front=FrontConfig(channels=3, rows=8, hop=10, window=15, width=4, maps=2))
+ALL = pytest.mark.parametrize("config", [CONFIG, GRID, FRONT], ids=["resize", "grid", "front"])
 
 
 class Energies(torch.nn.Module):
@@ -30,6 +39,19 @@ class Energies(torch.nn.Module):
     def features(self, wave, layers):
         windows = wave.unfold(-1, 25, 20).mean(-1, keepdim=True)
         return [self.weight * (i + 1) * windows.expand(-1, -1, 6) for i in layers]
+
+    def front_map(self, wave, layer):
+        """Channel ``c`` of row ``r`` is the mean of a shorter window, times ``10 r + c``."""
+        windows = wave.unfold(-1, 15, 10).mean(-1)
+        place = 10 * torch.arange(8.0)[None, :] + torch.arange(3.0)[:, None]
+        return self.weight * place[..., None] * windows[:, None, None]
+
+
+class OnlyLayers:
+    """A detector without a front end to read."""
+
+    features = Energies.features
+    weight = torch.ones(())
 
 
 def make(config=CONFIG):
@@ -45,7 +67,7 @@ def test_features_keep_their_time():
     """On a ramp, the mean of a window is the time of its centre: interpolation must return it."""
     ramp = torch.arange(2000.0)[None]
     (features,) = Energies().features(ramp, [0])
-    aligned = align(features, frames=126, hop=16, config=CONFIG)
+    aligned = align(features, frames=126, stft_hop=16, hop=20, window=25)
     times = torch.arange(126) * 16.0
     # centres of the first and the last window
     expected = times.clamp(12.0, float(features[0, -1, 0].detach()))
@@ -59,6 +81,17 @@ def test_a_condition_holds_all_layers_at_the_stfts_frames():
     assert condition.shape == (2, 12, STFT.n_frames(500))
     assert torch.allclose(condition[:, 6:], 3 * condition[:, :6], atol=1e-6)
     assert torch.allclose(model.condition(wave / 4), condition, atol=1e-5)
+
+
+def test_a_front_end_follows_the_layers_in_the_condition():
+    model, ramp = make(FRONT), torch.arange(2000.0)[None]
+    condition = model.condition(ramp, gain=torch.ones(1))
+    assert condition.shape == (1, 2 * 6 + 3 * 8, 126)
+    times = (torch.arange(126) * 16.0).clamp(7.0, 1987.0)
+    for channel in range(3):
+        for row in range(8):
+            found = condition[0, 12 + 8 * channel + row]
+            assert torch.allclose(found, (10 * row + channel) * times, rtol=1e-5, atol=1e-2)
 
 
 def test_layers_spread_over_smaller_backbones():
@@ -108,7 +141,42 @@ def test_a_grid_gives_every_bin_its_own_answer_at_its_own_frame():
             assert float(whole.max()) == 0
 
 
-@pytest.mark.parametrize("config", [CONFIG, GRID])
+def test_a_front_end_keeps_time_and_frequency():
+    """Its images come first, and a value moves what two 3 x 3 convolutions reach: two frames and
+    two rows of four bins around it."""
+    model = make(FRONT)
+    condition = model.condition(noise(1, 500))
+    images = model.images(condition)
+    frames = condition.shape[-1]
+    assert images.shape == (1, 4 * 32, *model.grid(frames))
+    alone = make(GRID)
+    alone.project.load_state_dict(model.project.state_dict())
+    assert torch.equal(alone.images(condition[:, :12]), images[:, 64:])
+    changed = condition.clone()
+    changed[0, 12 + 8 * 1 + 5, 9] += 10
+    moved = (model.images(changed) - images)[:, :64].split(32, dim=1)
+    for image in moved:
+        whole = model.unfold(image, frames=frames)[0].abs()
+        rows, columns = whole.nonzero(as_tuple=True)
+        assert (int(rows.min()), int(columns.min()), int(columns.max())) == (12, 7, 11)
+        # row 7 is the last, and its last bin is repeated above it
+        assert int(rows.max()) == 32
+        assert torch.equal(whole[32], whole[31])
+
+
+def test_a_front_end_starts_as_the_spectrogram_of_a_specsegdiff():
+    """What is known of the first images is kept, the others count for nothing at first."""
+    older = make_model(smoothed=True)
+    newer = make(FRONT)
+    start_from(newer, older)
+    seen = older.images(noise(1, 33, 16))
+    more = torch.cat([seen, noise(*seen.shape, seed=1)], dim=1)
+    with torch.no_grad():
+        expected = older.encode_images(seen)
+        assert torch.allclose(newer.encode_images(more), expected, atol=1e-6)
+
+
+@ALL
 def test_every_weight_learns_and_the_detector_does_not(config):
     model = make(config)
     detector = model.__dict__["detector"]
@@ -129,7 +197,7 @@ def test_every_weight_learns_and_the_detector_does_not(config):
 # ------------------------------------------------------------------ use
 
 
-@pytest.mark.parametrize("config", [CONFIG, GRID])
+@ALL
 def test_it_explains_and_comes_back_from_disk(config, tmp_path):
     model = make(config)
     wave = noise(3000)
@@ -183,6 +251,16 @@ def test_bad_input_is_a_typed_error():
         ADDSegDiff(CONFIG).condition(noise(1, 500))
     with pytest.raises(ConfigError, match="expected features of width 7"):
         ADDSegDiff(replace(CONFIG, feature_size=7), Energies()).condition(noise(1, 500))
+    with pytest.raises(ConfigError, match="has no front_map"):
+        ADDSegDiff(FRONT, OnlyLayers()).condition(noise(1, 500))
+    wider = replace(FRONT, front=replace(FRONT.front, channels=4))
+    with pytest.raises(ConfigError, match="4 channels and 8 rows, got \\(3, 8\\)"):
+        ADDSegDiff(wider, Energies()).condition(noise(1, 500))
+    with pytest.raises(ConfigError, match="rows=13 do not divide 33 bins"):
+        ADDSegDiff(replace(FRONT, front=replace(FRONT.front, rows=13)))
+    for fields in ({"layer": -1}, {"rows": 0}, {"maps": 1.5}, {"hop": True}):
+        with pytest.raises(ConfigError, match=f"FrontConfig.{next(iter(fields))} must"):
+            FrontConfig(**fields)
     for fields in ({"layers": ()}, {"layers": (-1,)}, {"maps": 0}, {"smoothed": True}):
         with pytest.raises(ConfigError, match=next(iter(fields))):
             replace(CONFIG, **fields)

@@ -1,14 +1,16 @@
 """The spectrogram in front of a small backbone: what it computes, and what a frame sees."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from models import awake, noise
 
-from specsegdiff.errors import ConfigError
+from specsegdiff.errors import ConfigError, ShapeError
+from specsegdiff.models.graph import GraphConfig
 from specsegdiff.models.spectral import FLOOR, LOG_MEAN, LOG_SCALE, SpectralFront, fourier_filters
-from specsegdiff.models.wav2vec2_aasist import BackboneConfig, Wav2Vec2AASIST
+from specsegdiff.models.wav2vec2_aasist import BackboneConfig, Wav2Vec2AASIST, Wav2Vec2AASISTConfig
 
 BACKBONE = BackboneConfig(
     hidden_size=32,
@@ -72,6 +74,41 @@ def test_a_frame_sees_its_reach_and_nothing_else():
             changed = wave.clone()
             changed[..., edge] += 5
             assert not torch.allclose(model(changed)[..., frame], whole[..., frame], atol=1e-4)
+
+
+def test_maps_are_those_of_the_convolutions_at_the_frames_that_the_configuration_tells():
+    config = Wav2Vec2AASISTConfig(
+        backbone=BACKBONE, n_samples=2000, rows=12, channels=(4,), graph=GraphConfig(dims=(8, 8))
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = awake(Wav2Vec2AASIST(config)).eval()
+    wave = noise(1, 600, seed=3, scale=1.0)
+    with torch.no_grad():
+        first, last = (model.front_map(wave, layer) for layer in (0, 1))
+        whole = model.backbone.feature_extractor.conv_layers[0](wave[:, None])
+        assert torch.equal(last.flatten(1, 2), whole)
+        assert first.shape[1:3] == (4, 8)
+        assert BACKBONE.front_frames(1) == (BACKBONE.hop, BACKBONE.reach)
+        hop, reach = BACKBONE.front_frames(0)
+        assert (hop, reach) == (20, 32 + 20 * 2)
+        inside = torch.zeros_like(wave)
+        inside[:, 3 * hop : 3 * hop + reach] = wave[:, 3 * hop : 3 * hop + reach]
+        assert torch.allclose(model.front_map(inside, 0)[..., 3], first[..., 3], atol=1e-6)
+        # shorter than a frame of the last: one frame of it
+        assert model.front_map(wave[:, :5], 1).shape[-1] == 1
+        brought = Wav2Vec2AASIST(replace(config, normalise=True)).eval()
+        brought.load_state_dict(model.state_dict())
+        assert torch.allclose(
+            brought.front_map(3 * wave + 1, 0), brought.front_map(wave, 0), atol=1e-4
+        )
+    for asked in (-1, 2):
+        with pytest.raises(ConfigError, match="has 2 convolutions over time and frequency"):
+            model.front_map(wave, asked)
+    with pytest.raises(ConfigError, match="has 0 convolutions"):
+        Wav2Vec2AASIST.from_preset("tiny").front_map(wave, 0)
+    with pytest.raises(ShapeError, match=r"\(b, n\)"):
+        model.front_map(wave[0], 0)
 
 
 def test_levels_of_silence_are_finite_and_gradients_flow_to_the_samples():

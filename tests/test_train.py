@@ -18,7 +18,8 @@ from specsegdiff.data.manifest import read_manifest, write_manifest
 from specsegdiff.errors import ConfigError, CorpusError
 from specsegdiff.hub import weights_hash
 from specsegdiff.masks import MaskConfig, difference, top_share
-from specsegdiff.models.addsegdiff import ADDSegDiff
+from specsegdiff.models import wav2vec2_aasist
+from specsegdiff.models.addsegdiff import ADDSegDiff, FrontConfig
 from specsegdiff.models.segdiff import PRESETS, SegDiffConfig, SpecSegDiff
 from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 
@@ -204,6 +205,41 @@ def test_an_addsegdiff_maps_features_first_and_starts_from_a_specsegdiff(
     assert torch.allclose(weights(same), weights(loaded), atol=1e-9)
     with pytest.raises(ConfigError, match="whose mapping is learnt"):
         train(replace(onward, mapping_steps=1), tmp_path / "refused", accelerator="cpu")
+
+
+def test_an_addsegdiff_reads_the_front_end_of_its_detector(corpus, finished, tmp_path):
+    tiny = wav2vec2_aasist.PRESETS["tiny"]
+    spectral = replace(
+        tiny.backbone,
+        spectrogram=True,
+        conv_dim=(256, 4, 6),
+        conv_kernel=(512, 3, 3),
+        conv_stride=(160, 1, 2),
+    )
+    torch.manual_seed(0)
+    Wav2Vec2AASIST(replace(tiny, backbone=spectral)).save_pretrained(tmp_path / "detector")
+    config = config_of(
+        corpus,
+        detector=str(tmp_path / "detector"),
+        front=0,
+        init=str(finished[0] / "model"),
+        mapping_steps=4,
+        model={"mapping": "grid", "hidden": 12, "layers": (0, 3), "maps": 1},
+        augment=AugmentConfig(copies=0, gain_db=0.0, tilt_db=0.0),
+        ema=0.0,
+    )
+    start = segmenter.build(config)
+    assert start.config.front == FrontConfig(0, channels=4, rows=128, hop=160, window=832)
+    # the front end learns what a SpecSegDiff sees, and nothing else learns meanwhile
+    mapped = train(config, tmp_path / "mapped", accelerator="cpu").state_dict()
+    for name, value in start.state_dict().items():
+        if name.startswith("front."):
+            assert not torch.equal(value, mapped[name]), name
+    given = SpecSegDiff.from_pretrained(finished[0] / "model").state_dict()
+    assert torch.equal(mapped["unet.last.weight"], given["unet.last.weight"])
+    whole = train(replace(config, mapping_steps=0), tmp_path / "whole", accelerator="cpu")
+    loaded = ADDSegDiff.from_pretrained(tmp_path / "whole" / "model", detector=None)
+    assert loaded.config == whole.config
 
 
 def test_settings_of_an_addsegdiff_that_make_no_sense_are_refused(corpus):

@@ -31,6 +31,43 @@ class FeatureSource(Protocol):
         """Hidden states of waveforms ``(b, n)`` after the named layers."""
 
 
+class MapSource(FeatureSource, Protocol):
+    """What `FrontConfig` needs beside that; `Wav2Vec2AASIST` on a spectrogram is one."""
+
+    def front_map(self, wave: Wave, layer: int) -> Float[Tensor, "b c f t"]:
+        """Map of a convolution of the detector's front end for waveforms ``(b, n)``."""
+
+
+@dataclass(frozen=True)
+class FrontConfig:
+    """A convolution of the detector's front end that an ADDSegDiff reads beside the layers: unlike
+    theirs, its map still has a frequency axis."""
+
+    layer: int = 0
+    "Convolution, counted from 0."
+    channels: int = 24
+    "Its width."
+    rows: int = 128
+    "Its rows, evenly spread over the bins of the STFT; row 0 begins at 0 Hz."
+    hop: int = 160
+    "Samples between two of its frames."
+    window: int = 832
+    "Samples that one of them sees."
+    width: int = 32
+    "Width of the convolution that reads it."
+    maps: int = 2
+    "Images that it becomes."
+
+    def __post_init__(self) -> None:
+        for name in ("layer", "channels", "rows", "hop", "window", "width", "maps"):
+            value = getattr(self, name)
+            if type(value) is not int or not (name != "layer") <= value <= LARGEST:
+                raise ConfigError(
+                    f"FrontConfig.{name} must be an integer from {int(name != 'layer')} to "
+                    f"{LARGEST}, got {value!r}"
+                )
+
+
 @dataclass(frozen=True)
 class ADDSegDiffConfig(SegDiffConfig):
     """`SegDiffConfig` and the way from features to images; the defaults are the published ones."""
@@ -54,6 +91,8 @@ class ADDSegDiffConfig(SegDiffConfig):
     "Samples between two frames of the features (wav2vec2: 20 ms at 16 kHz)."
     feature_window: int = 400
     "Samples that one frame of the features sees (wav2vec2: 25 ms)."
+    front: FrontConfig | None = None
+    "A convolution to read beside the layers; none in the paper."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,15 +128,15 @@ def spread_layers(count: int, wanted: int = 6) -> tuple[int, ...]:
 
 
 def align(
-    features: Float[Tensor, "b t d"], *, frames: int, hop: int, config: ADDSegDiffConfig
+    features: Float[Tensor, "b t d"], *, frames: int, stft_hop: int, hop: int, window: int
 ) -> Float[Tensor, "b d n"]:
-    """Features at the centres of STFT frames ``hop`` samples apart, linearly between two.
+    """Features at the centres of STFT frames ``stft_hop`` samples apart, linearly between two.
 
-    A feature's time is the centre of the samples that it sees; before the first and after the last
-    the nearest is repeated.
+    A feature's time is the centre of the ``window`` samples that it sees, ``hop`` after the one
+    before; before the first and after the last the nearest is repeated.
     """
-    centre = torch.arange(frames, device=features.device, dtype=torch.float64) * hop
-    place = (centre - (config.feature_window - 1) / 2) / config.feature_hop
+    centre = torch.arange(frames, device=features.device, dtype=torch.float64) * stft_hop
+    place = (centre - (window - 1) / 2) / hop
     place = place.clamp(0, features.shape[1] - 1)
     left = place.floor().long()
     right = (left + 1).clamp_max(features.shape[1] - 1)
@@ -107,7 +146,8 @@ def align(
 
 
 class ADDSegDiff(SegDiff):
-    """Diffusion segmenter conditioned on a detector's features ``(b, layers * d, t)``.
+    """Diffusion segmenter conditioned on a detector's features ``(b, layers * d, t)``, below which
+    those of its front end follow where `ADDSegDiffConfig.front` names one.
 
     The detector is frozen and no part of the saved weights: pass the one it was trained on.
     """
@@ -121,8 +161,10 @@ class ADDSegDiff(SegDiff):
     ) -> None:
         config = config or ADDSegDiffConfig()
         resize = config.mapping == "resize"
-        super().__init__(config, images=len(config.layers) if resize else config.maps)
+        images = len(config.layers) if resize else config.maps
+        super().__init__(config, images=images + (config.front.maps if config.front else 0))
         self.attach(detector)
+        self.front = FrontReader(config.front, config.stft.n_freqs) if config.front else None
         wide = config.feature_size if resize else len(config.layers) * config.feature_size
         rows = config.hidden if resize else config.maps * config.stft.n_freqs
         self.project = nn.Sequential(
@@ -171,14 +213,39 @@ class ADDSegDiff(SegDiff):
             )
         config = self.config
         gain = self.level(wave) if gain is None else gain
-        found = detector.features(wave * gain[..., None], config.layers)
+        wave = wave * gain[..., None]
+        found = detector.features(wave, config.layers)
         if any(layer.shape[-1] != config.feature_size for layer in found):
             raise ConfigError(
                 f"expected features of width {config.feature_size}, got "
                 f"{[layer.shape[-1] for layer in found]}; attach the detector it was trained on"
             )
-        frames, hop = config.stft.n_frames(wave.shape[-1]), config.stft.hop
-        return torch.cat([align(x, frames=frames, hop=hop, config=config) for x in found], dim=1)
+        frames = config.stft.n_frames(wave.shape[-1])
+
+        def on_frames(features: Tensor, hop: int, window: int) -> Tensor:
+            return align(features, frames=frames, stft_hop=config.stft.hop, hop=hop, window=window)
+
+        parts = [on_frames(x, config.feature_hop, config.feature_window) for x in found]
+        if config.front is not None:
+            seen = self._front_features(wave, config.front)
+            parts.append(on_frames(seen, config.front.hop, config.front.window))
+        return torch.cat(parts, dim=1)
+
+    def _front_features(self, wave: Wave, front: FrontConfig) -> Float[Tensor, "b t d"]:
+        """The front end's map, a vector a frame."""
+        detector = self.__dict__["detector"]
+        if not hasattr(detector, "front_map"):
+            raise ConfigError(
+                f"a {type(detector).__name__} has no front_map, which this ADDSegDiff reads; "
+                "attach the detector it was trained on"
+            )
+        found = detector.front_map(wave, front.layer)
+        if found.shape[1:3] != (front.channels, front.rows):
+            raise ConfigError(
+                f"expected a front end of {front.channels} channels and {front.rows} rows, got "
+                f"{tuple(found.shape[1:3])}; attach the detector it was trained on"
+            )
+        return rearrange(found, "b c f t -> b t (c f)")
 
     def observe(self, recording: MapStore, start: int, stop: int, *, gain: float) -> Map:
         """Condition of some frames; the detector sees no more than them, so windows agree
@@ -193,14 +260,26 @@ class ADDSegDiff(SegDiff):
         return self.condition(wave, gain=level)[..., skipped : skipped + stop - start]
 
     def images(self, condition: Map) -> Float[Tensor, "b c f t"]:
-        """Images on the patch grid: one a layer ('resize'), or `maps` of them ('grid')."""
-        config = self.config
-        layers = len(config.layers)
-        if condition.ndim != 3 or condition.shape[1] != layers * config.feature_size:
+        """Images on the patch grid: those of the front end where there is one, then one a layer
+        ('resize'), or `maps` of all of them ('grid')."""
+        config, front = self.config, self.config.front
+        hidden = len(config.layers) * config.feature_size
+        wanted = hidden + (front.channels * front.rows if front else 0)
+        if condition.ndim != 3 or condition.shape[1] != wanted:
             raise ShapeError(
-                f"expected a condition (b, {layers * config.feature_size}, t), "
+                f"expected a condition (b, {wanted}, t), "
                 f"got {tuple(condition.shape)}; make it with model.condition(wave)"
             )
+        images = [self._images_of_layers(condition[:, :hidden])]
+        if self.front is not None:
+            maps = self.front(condition[:, hidden:])
+            folded = self.fold(rearrange(maps, "b m f t -> (b m) f t"))
+            images.insert(0, rearrange(folded, "(b m) c f t -> b (m c) f t", m=maps.shape[1]))
+        return torch.cat(images, dim=1)
+
+    def _images_of_layers(self, condition: Map) -> Float[Tensor, "b c f t"]:
+        config = self.config
+        layers = len(config.layers)
         if config.mapping == "grid":
             bins = self.project(rearrange(condition, "b d t -> b t d"))
             maps = rearrange(bins, "b t (m f) -> (b m) f t", m=config.maps)
@@ -210,3 +289,28 @@ class ADDSegDiff(SegDiff):
         bins = F.interpolate(rows, size=config.stft.n_freqs, mode="linear", align_corners=True)
         folded = self.fold(rearrange(bins, "x t f -> x f t"))
         return rearrange(folded, "(b l) c f t -> b (l c) f t", l=layers)
+
+
+class FrontReader(nn.Module):
+    """Images on the bins of the STFT, of a map with fewer rows: two convolutions, whose channels
+    become the bins between two rows (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158)."""
+
+    def __init__(self, config: FrontConfig, bins: int) -> None:
+        super().__init__()
+        self.config, self.bins = config, bins
+        self.step = max(1, round(bins / config.rows))
+        if not -self.step < bins - self.step * config.rows < self.step:
+            raise ConfigError(
+                f"FrontConfig.rows={config.rows} do not divide {bins} bins evenly; take a "
+                "convolution whose rows are a half, a quarter and so on of them"
+            )
+        self.first = nn.Conv2d(config.channels, config.width, 3, padding=1)
+        self.last = nn.Conv2d(config.width, config.maps * self.step, 3, padding=1)
+
+    def forward(self, found: Map) -> Float[Tensor, "b m f t"]:
+        """Images of a map ``(b, channels * rows, t)``; the last row is repeated above it."""
+        x = rearrange(found, "b (c r) t -> b c r t", c=self.config.channels)
+        x = self.last(F.gelu(self.first(x)))
+        x = rearrange(x, "b (m s) r t -> b m (r s) t", s=self.step)
+        missing = self.bins - x.shape[2]
+        return F.pad(x, (0, 0, 0, max(missing, 0)), mode="replicate")[:, :, : self.bins]

@@ -102,8 +102,18 @@ class BackboneConfig:
     def reach(self) -> int:
         """Samples that one frame is made of, 400 in XLS-R; frame i covers ``[hop * i, hop * i +
         reach)``."""
+        return self._reach(len(self.conv_dim))
+
+    def front_frames(self, layer: int) -> tuple[int, int]:
+        """Hop and reach of the frames of a convolution of the `SpectralFront`, counted from 0."""
+        used = layer + 2  # the spectrum, and the convolutions up to this one
+        return math.prod(self.conv_stride[:used]), self._reach(used)
+
+    def _reach(self, used: int) -> int:
         samples = 1
-        for kernel, stride in zip(self.conv_kernel[::-1], self.conv_stride[::-1], strict=True):
+        for kernel, stride in zip(
+            self.conv_kernel[:used][::-1], self.conv_stride[:used][::-1], strict=True
+        ):
             samples = (samples - 1) * stride + kernel
         return samples
 
@@ -165,11 +175,7 @@ def hidden_states(
     backbone: Any, wave: Float[Tensor, "b n"], config: BackboneConfig, *, normalise: bool
 ) -> Iterator[Float[Tensor, "b t d"]]:
     """Output of each transformer layer in turn, as transformers computes it."""
-    if normalise:
-        # the constants of transformers' Wav2Vec2FeatureExtractor
-        mean, variance = wave.mean(-1, keepdim=True), wave.var(-1, correction=0, keepdim=True)
-        wave = (wave - mean) / (variance + 1e-7).sqrt()
-    hidden = wave[:, None]
+    hidden = (unit_variance(wave) if normalise else wave)[:, None]
     for layer in backbone.feature_extractor.conv_layers:
         hidden = layer(hidden)
     projected = backbone.feature_projection(hidden.transpose(1, 2))
@@ -188,6 +194,12 @@ def hidden_states(
         else:
             hidden = layer(hidden)
         yield hidden
+
+
+def unit_variance(wave: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+    """Waveforms at zero mean and unit variance, as transformers' Wav2Vec2FeatureExtractor does."""
+    mean, variance = wave.mean(-1, keepdim=True), wave.var(-1, correction=0, keepdim=True)
+    return (wave - mean) / (variance + 1e-7).sqrt()
 
 
 def read_backbone(source: str | Path, *, revision: str | None = None) -> tuple[BackboneConfig, Any]:

@@ -2,6 +2,7 @@
 random weights."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,12 @@ class SpectralFront(nn.Module):
 
     def forward(self, wave: Float[Tensor, "b 1 n"]) -> Float[Tensor, "b d t"]:
         """Features ``(b, d, t)`` of waveforms ``(b, 1, n)``; d is ``width``."""
+        *_, last = self.maps(wave)
+        return rearrange(last, "b c f t -> b (c f) t")
+
+    def maps(self, wave: Float[Tensor, "b 1 n"]) -> Iterator[Float[Tensor, "b c f t"]]:
+        """Map of each convolution in turn. Row r of the first lies around bin 2 r of the spectrum,
+        counted from the first above 0 Hz, and each further one halves the rows again."""
         cosine, sine = F.conv1d(wave, self.filters, stride=self.hop).square().chunk(2, dim=1)
         level = (cosine + sine + FLOOR).log()
         x = ((level - LOG_MEAN) / LOG_SCALE)[:, None]
@@ -55,7 +62,7 @@ class SpectralFront(nn.Module):
             x = convolution(x)
             # a convolution alone does not know which frequency it sees
             x = F.gelu(x + self.place if index == 0 else x)
-        return rearrange(x, "b c f t -> b (c f) t")
+            yield x
 
 
 def fourier_filters(bins: int, taps: int) -> Float[Tensor, "c 1 k"]:

@@ -8,6 +8,7 @@ loads the checkpoints of the former and the backbones of the latter.
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from specsegdiff.errors import CheckpointError, ConfigError, ShapeError
 from specsegdiff.models.aasist import RENAMES, UNUSED, check_encoder, encoder, load_published
 from specsegdiff.models.detector import LABELS, Long, over_windows
 from specsegdiff.models.encoder import BackboneConfig as BackboneConfig
-from specsegdiff.models.encoder import build_backbone, hidden_states, read_backbone
+from specsegdiff.models.encoder import build_backbone, hidden_states, read_backbone, unit_variance
 from specsegdiff.models.graph import GraphBackend, GraphConfig
 from specsegdiff.shapes import Wave, check_wave
 
@@ -216,19 +217,40 @@ class Wav2Vec2AASIST(hub.Stored):
         than the last of ``layers`` are not run.
         Raises `ConfigError` on layers that the backbone does not have.
         """
-        check_wave(wave)
+        wave = self._whole(wave)
         count = self.config.backbone.num_hidden_layers
         if any(not 0 <= layer < count for layer in layers):
             raise ConfigError(
                 f"the backbone has layers 0 to {count - 1}, got {tuple(layers)}; "
                 "count from the first transformer layer"
             )
+        kept = dict(zip(range(max(layers, default=-1) + 1), self.states(wave), strict=False))
+        return [kept[layer] for layer in layers]
+
+    def front_map(self, wave: Wave, layer: int) -> Float[Tensor, "b c f t"]:
+        """Map of a convolution of the `SpectralFront`, counted from 0, where the backbone has one.
+
+        As in `features` the whole wave passes at once; `BackboneConfig.front_frames` gives hop and
+        reach of its frames. Raises `ConfigError` where the backbone lacks that convolution.
+        """
+        wave, backbone = self._whole(wave), self.config.backbone
+        count = len(backbone.conv_dim) - 1 if backbone.spectrogram else 0
+        if not 0 <= layer < count:
+            raise ConfigError(
+                f"the backbone has {count} convolutions over time and frequency, got layer "
+                f"{layer}; count from 0, and take a detector with spectrogram=True"
+            )
+        front = self.backbone.feature_extractor.conv_layers[0]
+        maps = front.maps((unit_variance(wave) if self.config.normalise else wave)[:, None])
+        return next(islice(maps, layer, None))
+
+    def _whole(self, wave: Wave) -> Float[Tensor, "b n"]:
+        """Waveforms of at least one frame."""
+        check_wave(wave)
         if wave.ndim != 2:
             raise ShapeError(f"expected waveforms (b, n), got {tuple(wave.shape)}; use wave[None]")
         missing = self.config.backbone.reach - wave.shape[-1]
-        states = self.states(nn.functional.pad(wave, (0, max(missing, 0))))
-        kept = dict(zip(range(max(layers, default=-1) + 1), states, strict=False))
-        return [kept[layer] for layer in layers]
+        return nn.functional.pad(wave, (0, max(missing, 0)))
 
     def states(self, wave: Float[Tensor, "b n"]) -> Iterator[Float[Tensor, "b t d"]]:
         """Output of each transformer layer in turn, as `transformers.Wav2Vec2Model` computes it."""

@@ -19,7 +19,7 @@ from specsegdiff.data.pairs import Pair, load_pair
 from specsegdiff.errors import ConfigError
 from specsegdiff.masks import MaskConfig, ground_truth, top_share
 from specsegdiff.metrics.segmentation import generalized_dice
-from specsegdiff.models.addsegdiff import ADDSegDiff, spread_layers
+from specsegdiff.models.addsegdiff import ADDSegDiff, FrontConfig, spread_layers
 from specsegdiff.models.losses import LossConfig, diffusion_loss
 from specsegdiff.models.segdiff import PRESETS, SegDiff, SpecSegDiff
 from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
@@ -49,6 +49,8 @@ class TrainConfig(RunConfig):
     detector: str | None = None
     """Folder or hub id of a Wav2Vec2-AASIST: an ADDSegDiff on its features is trained, and the
     detector is not. Null trains a SpecSegDiff."""
+    front: int | None = None
+    "Convolution of the detector's front end that an ADDSegDiff reads too; null for none."
     mapping_steps: int = 0
     """Steps in which an ADDSegDiff learns nothing but to map features to the images that a
     SpecSegDiff sees: started from one, its networks then find what they know."""
@@ -127,7 +129,9 @@ class SegmenterModule(L.LightningModule):
         """How far the images of features are from those of the spectrogram."""
         assert self.eye is not None
         wanted = self.eye[0].images(spectrogram)
-        loss = F.smooth_l1_loss(self.model.images(features), wanted)
+        # the first images: a front end's where there is one
+        images = self.model.images(features)[:, : wanted.shape[1]]
+        loss = F.smooth_l1_loss(images, wanted)
         self.log("mapping", loss.detach(), prog_bar=True)
         return loss
 
@@ -174,6 +178,10 @@ def build(config: TrainConfig) -> SegDiff:
         "feature_hop": backbone.hop,
         "feature_window": backbone.reach,
     }
+    if config.front is not None:
+        hop, window = backbone.front_frames(config.front)
+        _, channels, rows, _ = detector.front_map(torch.zeros(1, window), config.front).shape
+        read["front"] = FrontConfig(config.front, channels, rows, hop, window)
     return ADDSegDiff.from_preset(config.preset, detector=detector, **read | config.model)
 
 
@@ -184,6 +192,10 @@ def starting_model(source: str) -> SegDiff:
     return SpecSegDiff.from_pretrained(source)
 
 
+READ_IMAGES = ("encoder.first.weight", "seen.weight")
+"Weights whose second axis are the images of a condition."
+
+
 def start_from(model: SegDiff, other: SegDiff) -> None:
     """Copy the weights of ``other``; what it lacks, input channels of the condition or a mapping of
     features to images, starts at zero or as it was.
@@ -191,14 +203,13 @@ def start_from(model: SegDiff, other: SegDiff) -> None:
     Raises `ConfigError` where the two differ in anything else.
     """
     weights = dict(other.state_dict())
-    name = "encoder.first.weight"
-    wanted, found = model.state_dict()[name], weights[name]
-    missing = wanted.shape[1] - found.shape[1]
-    if missing > 0:
-        weights[name] = torch.nn.functional.pad(found, (0, 0, 0, 0, 0, missing))
+    for name, wanted in model.state_dict().items():
+        if name in weights and name.endswith(READ_IMAGES):
+            missing = wanted.shape[1] - weights[name].shape[1]
+            weights[name] = F.pad(weights[name], (0, 0, 0, 0, 0, max(missing, 0)))
     try:
         # a refining head starts at zero output by itself
-        own = ("refine.", "project.")
+        own = ("refine.", "project.", "front.")
         fresh = {k: v for k, v in model.state_dict().items() if k.startswith(own)}
         model.load_state_dict(fresh | weights)
     except RuntimeError as error:

@@ -111,6 +111,9 @@ def test_what_cannot_be_read_is_said(maps, tmp_path):
         CorpusRows(tmp_path)
     with pytest.raises(ConfigError, match="got rank=2, world=2"):
         CorpusRows(maps, rank=2, world=2)
+    for reader in (CorpusRows, read_parts):
+        with pytest.raises(ConfigError, match="no column masks; choose from id, path"):
+            reader(maps, columns=["id", "masks"])
     part = sorted(maps.glob("parts/*.parquet"))[0]
     content = part.read_bytes()
     part.write_bytes(content[:-9])

@@ -25,7 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from specsegdiff.bulk.rows import Row, schema
-from specsegdiff.errors import CheckpointError, CorpusError, DependencyError, OutputError
+from specsegdiff.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    DependencyError,
+    OutputError,
+)
 
 RUN_NAME = "run.json"
 PLAN_NAME = "plan.parquet"
@@ -139,10 +145,22 @@ def read_parts(
 
     Rows are dicts with the columns of `specsegdiff.bulk.rows.schema`, or only ``columns``; one part
     is in memory at a time. Longer recordings come first. Raises `CorpusError` where shards are
-    unfinished, unless ``partial``, and `CheckpointError` where a finished part is damaged.
+    unfinished, unless ``partial``, `CheckpointError` where a finished part is damaged and
+    `ConfigError` for a column that there is not.
     """
     out = Path(out)
+    check_columns(columns)
     return rows_of(out, finished_parts(out, partial=partial), columns)
+
+
+def check_columns(columns: Sequence[str] | None) -> None:
+    """Raise `ConfigError` for a column that parts do not have."""
+    parquet()
+    names = schema().names
+    if unknown := sorted(set(columns or ()) - set(names)):
+        raise ConfigError(
+            f"parts have no column {', '.join(unknown)}; choose from {', '.join(names)}"
+        )
 
 
 def finished_parts(out: Path, *, partial: bool = False) -> list[Marker]:

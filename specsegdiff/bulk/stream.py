@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from specsegdiff.bulk.parts import Marker, finished_parts, rows_of
+from specsegdiff.bulk.parts import Marker, check_columns, finished_parts, rows_of
 from specsegdiff.bulk.place import find_place
 from specsegdiff.bulk.rows import Row
 
@@ -26,7 +26,7 @@ class CorpusRows(IterableDataset[Any]):
     With ``equal``, the default where there is more than one process, all processes and workers
     give as many items as the one with the fewest, since a collective step waits for all: what is
     left out differs from epoch to epoch. Raises what `specsegdiff.bulk.read_parts` raises, and
-    `ConfigError` for a rank outside its world.
+    `ConfigError` also for a rank outside its world.
 
     >>> from specsegdiff.bulk import mask_of
     >>> columns = ["id", "bins", "frames", "mask"]
@@ -47,6 +47,7 @@ class CorpusRows(IterableDataset[Any]):
     ) -> None:
         super().__init__()
         self.out = Path(out)
+        check_columns(columns)
         self.columns = None if columns is None else list(columns)
         self.transform = transform
         self.shuffle = shuffle

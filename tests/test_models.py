@@ -323,6 +323,7 @@ def test_another_number_of_bins_is_refused():
         {"rms": 0.0},
         {"log_scale": float("nan")},
         {"patch": (8,)},
+        {"patch": 8},
         {"patch": (0, 4)},
         {"patch": (8, 1), "refine": (8,)},
         {"patch": (4, 2), "refine": (8, 8)},

@@ -110,7 +110,8 @@ class SegDiffConfig:
                 )
         if not math.isfinite(self.log_mean):
             raise ConfigError(f"SegDiffConfig.log_mean must be finite, got {self.log_mean!r}")
-        if len(self.patch) != 2 or any(type(p) is not int or not 1 <= p <= 64 for p in self.patch):
+        patch = self.patch if isinstance(self.patch, tuple | list) else ()
+        if len(patch) != 2 or any(type(p) is not int or not 1 <= p <= 64 for p in patch):
             raise ConfigError(
                 f"SegDiffConfig.patch must be two integers from 1 to 64, got {self.patch!r}"
             )

@@ -170,12 +170,6 @@ def model(folder: Path) -> None:
     succeed(folder, "specsegdiff train segmenter --config my-run.yaml --out runs/mine")
 
 
-def second(folder: Path) -> None:
-    for which in ("first", "second"):
-        config = f"configs/segmenter/specsegdiff-small-{which}.yaml"
-        succeed(folder, f"specsegdiff train segmenter --config {config} --out runs/small-{which}")
-
-
 def detector(folder: Path) -> None:
     shutil.copytree(
         ROOT / "specsegdiff/assets/wav2vec2-aasist-small", folder / "runs/detector/model"
@@ -210,7 +204,7 @@ PRESUPPOSED: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/own-recordings.md": (model,),
     "docs/how-to/train-at-home.md": (local_pairs,),
     "docs/how-to/train-on-a-cluster.md": (qwen, examples),
-    "specsegdiff/assets/addsegdiff-small/README.md": (local_pairs, second),
+    "specsegdiff/assets/addsegdiff-small/README.md": (local_pairs,),
     "specsegdiff/assets/narrator-small/README.md": (local_pairs,),
 }
 "What a page's text asks for before its first command."

@@ -247,6 +247,8 @@ def test_settings_of_an_addsegdiff_that_make_no_sense_are_refused(corpus):
         config_of(corpus, detector="somewhere")
     with pytest.raises(ConfigError, match="mapping_steps"):
         config_of(corpus, mapping_steps=1)
+    with pytest.raises(ConfigError, match="name the detector too"):
+        config_of(corpus, front=0)
 
 
 def test_a_corpus_without_training_pairs_is_refused(corpus, tmp_path):

@@ -9,7 +9,7 @@ SpecSegDiff: see `ADDSegDiffConfig.mapping`.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class FeatureSource(Protocol):
         """Hidden states of waveforms ``(b, n)`` after the named layers."""
 
 
+@runtime_checkable
 class MapSource(FeatureSource, Protocol):
     """What `FrontConfig` needs beside that; `Wav2Vec2AASIST` on a spectrogram is one."""
 
@@ -60,11 +61,11 @@ class FrontConfig:
 
     def __post_init__(self) -> None:
         for name in ("layer", "channels", "rows", "hop", "window", "width", "maps"):
-            value = getattr(self, name)
-            if type(value) is not int or not (name != "layer") <= value <= LARGEST:
+            value, least = getattr(self, name), 0 if name == "layer" else 1
+            if type(value) is not int or not least <= value <= LARGEST:
                 raise ConfigError(
-                    f"FrontConfig.{name} must be an integer from {int(name != 'layer')} to "
-                    f"{LARGEST}, got {value!r}"
+                    f"FrontConfig.{name} must be an integer from {least} to {LARGEST}, "
+                    f"got {value!r}"
                 )
 
 
@@ -234,7 +235,7 @@ class ADDSegDiff(SegDiff):
     def _front_features(self, wave: Wave, front: FrontConfig) -> Float[Tensor, "b t d"]:
         """The front end's map, a vector a frame."""
         detector = self.__dict__["detector"]
-        if not hasattr(detector, "front_map"):
+        if not isinstance(detector, MapSource):
             raise ConfigError(
                 f"a {type(detector).__name__} has no front_map, which this ADDSegDiff reads; "
                 "attach the detector it was trained on"

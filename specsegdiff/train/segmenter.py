@@ -76,6 +76,11 @@ class TrainConfig(RunConfig):
                 "features of a detector cannot be equalised after the fact: set augment.copies, "
                 f"gain_db and tilt_db to 0, got {self.augment!r}"
             )
+        if self.front is not None and not self.detector:
+            raise ConfigError(
+                f"TrainConfig.front={self.front!r} is a convolution of a detector; name the "
+                "detector too, or set front to null"
+            )
         if not 0 <= self.mapping_steps <= (self.steps if self.detector else 0):
             raise ConfigError(
                 f"TrainConfig.mapping_steps={self.mapping_steps!r} must be within the steps, and 0 "

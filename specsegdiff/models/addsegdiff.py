@@ -273,9 +273,7 @@ class ADDSegDiff(SegDiff):
             )
         images = [self._images_of_layers(condition[:, :hidden])]
         if self.front is not None:
-            maps = self.front(condition[:, hidden:])
-            folded = self.fold(rearrange(maps, "b m f t -> (b m) f t"))
-            images.insert(0, rearrange(folded, "(b m) c f t -> b (m c) f t", m=maps.shape[1]))
+            images.insert(0, self._fold_all(self.front(condition[:, hidden:])))
         return torch.cat(images, dim=1)
 
     def _images_of_layers(self, condition: Map) -> Float[Tensor, "b c f t"]:
@@ -283,13 +281,16 @@ class ADDSegDiff(SegDiff):
         layers = len(config.layers)
         if config.mapping == "grid":
             bins = self.project(rearrange(condition, "b d t -> b t d"))
-            maps = rearrange(bins, "b t (m f) -> (b m) f t", m=config.maps)
-            return rearrange(self.fold(maps), "(b m) c f t -> b (m c) f t", m=config.maps)
+            return self._fold_all(rearrange(bins, "b t (m f) -> b m f t", m=config.maps))
         rows = self.project(rearrange(condition, "b (l d) t -> b l t d", l=layers))
         rows = rearrange(rows, "b l t r -> (b l) t r")
         bins = F.interpolate(rows, size=config.stft.n_freqs, mode="linear", align_corners=True)
-        folded = self.fold(rearrange(bins, "x t f -> x f t"))
-        return rearrange(folded, "(b l) c f t -> b (l c) f t", l=layers)
+        return self._fold_all(rearrange(bins, "(b l) t f -> b l f t", l=layers))
+
+    def _fold_all(self, maps: Float[Tensor, "b m f t"]) -> Float[Tensor, "b c f t"]:
+        """Fold several images, one after the other in the channels."""
+        folded = self.fold(rearrange(maps, "b m f t -> (b m) f t"))
+        return rearrange(folded, "(b m) c f t -> b (m c) f t", m=maps.shape[1])
 
 
 class FrontReader(nn.Module):
@@ -300,7 +301,7 @@ class FrontReader(nn.Module):
         super().__init__()
         self.config, self.bins = config, bins
         self.step = max(1, round(bins / config.rows))
-        if not -self.step < bins - self.step * config.rows < self.step:
+        if abs(bins - self.step * config.rows) >= self.step:
             raise ConfigError(
                 f"FrontConfig.rows={config.rows} do not divide {bins} bins evenly; take a "
                 "convolution whose rows are a half, a quarter and so on of them"

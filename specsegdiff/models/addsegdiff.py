@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.models.segdiff import PRESETS, SegDiff, SegDiffConfig
-from specsegdiff.models.unet import LARGEST
+from specsegdiff.models.sizes import check_sizes
 from specsegdiff.shapes import Map, Wave, check_wave
 from specsegdiff.storage import MapStore
 
@@ -60,13 +60,8 @@ class FrontConfig:
     "Images that it becomes."
 
     def __post_init__(self) -> None:
-        for name in ("layer", "channels", "rows", "hop", "window", "width", "maps"):
-            value, least = getattr(self, name), 0 if name == "layer" else 1
-            if type(value) is not int or not least <= value <= LARGEST:
-                raise ConfigError(
-                    f"FrontConfig.{name} must be an integer from {least} to {LARGEST}, "
-                    f"got {value!r}"
-                )
+        check_sizes(self, "layer", least=0)
+        check_sizes(self, "channels", "rows", "hop", "window", "width", "maps")
 
 
 @dataclass(frozen=True)
@@ -97,12 +92,7 @@ class ADDSegDiffConfig(SegDiffConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("feature_size", "hidden", "maps", "feature_hop", "feature_window"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= LARGEST:
-                raise ConfigError(
-                    f"ADDSegDiffConfig.{name} must be an integer from 1 to {LARGEST}, got {value!r}"
-                )
+        check_sizes(self, "feature_size", "hidden", "maps", "feature_hop", "feature_window")
         if not self.layers or any(type(i) is not int or i < 0 for i in self.layers):
             raise ConfigError(
                 f"ADDSegDiffConfig.layers must name layers from 0 on, got {self.layers!r}"

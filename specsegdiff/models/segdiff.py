@@ -22,7 +22,8 @@ from specsegdiff.frontend import Stft, StftConfig, log_magnitude
 from specsegdiff.masks import smooth
 from specsegdiff.models.refine import Refine
 from specsegdiff.models.rrdb import RRDBNet
-from specsegdiff.models.unet import LARGEST, UNet, UNetConfig
+from specsegdiff.models.sizes import LARGEST, check_sizes
+from specsegdiff.models.unet import UNet, UNetConfig
 from specsegdiff.sampling import sample
 from specsegdiff.shapes import Map, Wave, check_wave
 from specsegdiff.storage import MapStore, spectrum_window
@@ -89,19 +90,8 @@ class SegDiffConfig:
     "Default number of draws that the heatmap averages."
 
     def __post_init__(self) -> None:
-        for name in (
-            "rrdb_blocks",
-            "rrdb_features",
-            "rrdb_growth",
-            "train_steps",
-            "steps",
-            "draws",
-        ):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= LARGEST:
-                raise ConfigError(
-                    f"SegDiffConfig.{name} must be an integer from 1 to {LARGEST}, got {value!r}"
-                )
+        check_sizes(self, "rrdb_blocks", "rrdb_features", "rrdb_growth")
+        check_sizes(self, "train_steps", "steps", "draws")
         for name in ("rms", "log_scale", "mask_scale"):
             value = getattr(self, name)
             if not 0 < value < math.inf:

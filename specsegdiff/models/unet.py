@@ -11,9 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from specsegdiff.errors import ConfigError
-
-LARGEST = 4096
-"Most channels or blocks that a configuration may ask for; a damaged file asks for more."
+from specsegdiff.models.sizes import LARGEST, check_sizes
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,7 @@ class UNetConfig:
     "Probability of dropping a channel value inside the residual blocks."
 
     def __post_init__(self) -> None:
-        for name in ("channels", "res_blocks", "heads"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= LARGEST:
-                raise ConfigError(
-                    f"UNetConfig.{name} must be an integer from 1 to {LARGEST}, got {value!r}"
-                )
+        check_sizes(self, "channels", "res_blocks", "heads")
         for name, choices in (
             ("norm", ("group", "position")),
             ("attention_axis", ("both", "frequency")),

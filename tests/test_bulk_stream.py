@@ -114,6 +114,8 @@ def test_what_cannot_be_read_is_said(maps, tmp_path):
     for reader in (CorpusRows, read_parts):
         with pytest.raises(ConfigError, match="no column masks; choose from id, path"):
             reader(maps, columns=["id", "masks"])
+        with pytest.raises(ConfigError, match=r"names in a sequence, got 'id'; pass \['id'\]"):
+            reader(maps, columns="id")
     part = sorted(maps.glob("parts/*.parquet"))[0]
     content = part.read_bytes()
     part.write_bytes(content[:-9])

@@ -156,6 +156,10 @@ def read_parts(
 def check_columns(columns: Sequence[str] | None) -> None:
     """Raise `ConfigError` for a column that parts do not have."""
     parquet()
+    if isinstance(columns, str):
+        raise ConfigError(
+            f"columns must be names in a sequence, got {columns!r}; pass [{columns!r}]"
+        )
     names = schema().names
     if unknown := sorted(set(columns or ()) - set(names)):
         raise ConfigError(

@@ -4,12 +4,13 @@
 
 writes ``benchmarks/results/cells.json``: R@3, nDCG@3 and mAP on val and test, with 95 % intervals
 by source group. What a heatmap is pooled by, its mean or the share of its own mask, is chosen on
-val. ``benchmarks/table.py`` renders it.
+val. Attributions take seconds a map, so they are measured on every fifth pair of test, pooled by
+their size. ``benchmarks/table.py`` renders it.
 """
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from provenance import RESULTS, provenance, write_results
 from torch import Tensor
 
 from specsegdiff.api import default_model
+from specsegdiff.benchmark import load_detector, load_methods
 from specsegdiff.benchmark.scoring import Case, load_case
 from specsegdiff.cells import RegionGrid, pool, top_k, truth_cells
 from specsegdiff.data.manifest import read_manifest
 from specsegdiff.data.pairs import Pair
-from specsegdiff.frontend import Stft
+from specsegdiff.explanation import Explainer
+from specsegdiff.frontend import Stft, log_magnitude
 from specsegdiff.masks import MaskConfig, smooth
 from specsegdiff.metrics import bootstrap_interval
 from specsegdiff.metrics.ranking import evaluate_ranking
@@ -32,6 +35,16 @@ from specsegdiff.sampling import sample
 MASKS, STFT, K = MaskConfig(), Stft(), 3
 RECALL = f"recall_at_{K}"
 MEAN, SHARE = "SpecSegDiff, mean heat", "SpecSegDiff, share of its mask"
+ADD = "ADDSegDiff, mean heat"
+ATTRIBUTIONS = {
+    "AttnLRP": "attnlrp",
+    "GradientSHAP": "gradientshap",
+    "integrated gradients": "integrated-gradients",
+}
+"Attributions, and the names that they are registered under."
+
+Lists = dict[str, dict[str, list[tuple[str, ...]]]]
+"Rankings of all cells by method and pair; the scores of several are averaged."
 
 
 def grid_of(case: Case) -> RegionGrid:
@@ -44,52 +57,97 @@ def ranking(scores: Tensor) -> tuple[str, ...]:
     return top_k(scores, len(scores))
 
 
-def constant_cells(training: Sequence[Pair]) -> tuple[str, ...]:
-    """Cells by how often they are among the true ones of the training split."""
-    counts: Counter[str] = Counter()
+def constant_cells(training: Sequence[Pair]) -> dict[str, tuple[str, ...]]:
+    """Cells by how often they are among the true ones of the training split, by vocoder, and under
+    '' of all."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for pair in training:
         case = load_case(pair, masks=MASKS, stft=STFT)
-        counts.update(truth_cells(case.truth, grid_of(case), k=K))
-    return ranking(torch.tensor([float(counts[str(id)]) for id in range(1, 17)]))
+        for name in ("", pair.vocoder):
+            counts[name].update(truth_cells(case.truth, grid_of(case), k=K))
+    return {
+        name: ranking(torch.tensor([float(count[str(id)]) for id in range(1, 17)]))
+        for name, count in counts.items()
+    }
+
+
+def random_cells(id: str, *, draws: int) -> list[tuple[str, ...]]:
+    """Random rankings of a pair's 16 cells."""
+    generator = torch.Generator().manual_seed(int.from_bytes(id.encode()[-6:]))
+    return [ranking(scores) for scores in torch.rand(draws, 16, generator=generator)]
+
+
+def low_energy(case: Case, *, share: bool = True) -> tuple[str, ...]:
+    """Cells with the most of the 5 % of the bins with the least smoothed magnitude, as a mask is
+    pooled, or with the lowest mean level in dB.
+
+    A mean of linear magnitudes would be that of the loudest frames.
+    """
+    quiet = -log_magnitude(smooth(STFT.magnitude(case.fake)[None], MASKS)[0])
+    return ranking(pool(case.top(quiet).float() if share else quiet, grid_of(case)))
 
 
 def predictions(
-    case: Case, model: SpecSegDiff, constant: tuple[str, ...], *, draws: int, steps: int
-) -> dict[str, tuple[str, ...]]:
+    case: Case,
+    model: SpecSegDiff,
+    others: Mapping[str, Explainer],
+    constant: Mapping[str, tuple[str, ...]],
+    *,
+    draws: int,
+    steps: int,
+) -> dict[str, list[tuple[str, ...]]]:
     """Rankings of all cells of one pair by every method that sees the fake alone."""
     grid = grid_of(case)
     condition = model.condition(case.fake[None])
     heat = sample(model, condition, draws=draws, steps=steps).mean[0]
-    magnitude = STFT.magnitude(case.fake)
-    generator = torch.Generator().manual_seed(int.from_bytes(case.pair.id.encode()[-6:]))
-    return {
-        MEAN: ranking(pool(heat, grid)),
-        SHARE: ranking(pool(case.top(heat).float(), grid)),
-        "random": ranking(torch.rand(grid.count, generator=generator)),
-        "constant cells of train": constant,
-        "low energy": ranking(-pool(smooth(magnitude[None], MASKS)[0], grid)),
+    found = {
+        MEAN: [ranking(pool(heat, grid))],
+        SHARE: [ranking(pool(case.top(heat).float(), grid))],
     }
+    for name, explainer in others.items():
+        found[name] = [ranking(pool(explainer(case.fake[None])[0].abs(), grid))]
+    found |= {
+        "random": random_cells(case.pair.id, draws=100),
+        "constant cells of train": [constant[""]],
+        "low energy, share of its lowest 5 %": [low_energy(case)],
+        "low energy, mean level": [low_energy(case, share=False)],
+    }
+    if case.pair.vocoder in constant:
+        found["constant cells of the vocoder in train"] = [constant[case.pair.vocoder]]
+    return found
 
 
 def measure(
-    pairs: Sequence[Pair], model: SpecSegDiff, constant: tuple[str, ...], **how: int
+    pairs: Sequence[Pair],
+    model: SpecSegDiff,
+    others: Mapping[str, Explainer],
+    slow: Mapping[str, Explainer],
+    constant: Mapping[str, tuple[str, ...]],
+    *,
+    every: int,
+    **how: int,
 ) -> list[dict[str, Any]]:
-    """Rows of methods with their scores, and those of other vocoders on the same recording."""
-    found: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
+    """Rows of methods with their scores, and those of other vocoders on the same recording; those
+    of ``slow`` explainers on every n-th pair."""
+    found: Lists = defaultdict(dict)
     truths, covers = {}, {}
-    for done, pair in enumerate(pairs, start=1):
+    for done, pair in enumerate(pairs):
         case = load_case(pair, masks=MASKS, stft=STFT)
         truths[pair.id] = truth_cells(case.truth, grid_of(case), k=K)
         covers[pair.id] = pool(case.truth.float(), grid_of(case))
-        for name, ids in predictions(case, model, constant, **how).items():
-            found[name][pair.id] = ids
+        some = {**others, **slow} if done % every == 0 else others
+        for name, rankings in predictions(case, model, some, constant, **how).items():
+            found[name][pair.id] = rankings
         if done % 20 == 0:
             print(f"{done} of {len(pairs)}", flush=True)
     for pair in pairs:
-        others = [covers[p.id] for p in pairs if p.real == pair.real and p.family != pair.family]
-        if others:
-            name = "masks of other families, same recording"
-            found[name][pair.id] = ranking(torch.stack(others).mean(dim=0))
+        same = [p for p in pairs if p.real == pair.real and p.vocoder != pair.vocoder]
+        foreign = [p for p in same if p.family != pair.family]
+        for name, known in (("other families", foreign), ("all other vocoders", same)):
+            if known:
+                cover = torch.stack([covers[p.id] for p in known]).mean(dim=0)
+                found[f"masks of {name}, same recording"][pair.id] = [ranking(cover)]
+        found["oracle"][pair.id] = [ranking(covers[pair.id])]
     by_id = {pair.id: pair for pair in pairs}
     rows = []
     for name, ranked in found.items():
@@ -98,12 +156,15 @@ def measure(
             ids = [id for id in ranked if by_id[id].vocoder_seen in wanted]
             if not ids:
                 continue
-            scores = evaluate_ranking([ranked[i] for i in ids], [truths[i] for i in ids], k=K)
+            runs = [
+                evaluate_ranking(list(each), [truths[i] for i in ids], k=K)
+                for each in zip(*(ranked[i] for i in ids), strict=True)
+            ]
             groups = [by_id[i].source_group or i for i in ids]
-            row[part] = {"pairs": len(ids)} | {
-                score: [float(values.mean()), *bootstrap_interval(values, groups)]
-                for score, values in scores.items()
-            }
+            row[part] = {"pairs": len(ids)}
+            for score in runs[0]:
+                values = torch.stack([run[score] for run in runs]).mean(dim=0)
+                row[part][score] = [float(values.mean()), *bootstrap_interval(values, groups)]
         rows.append(row)
     return rows
 
@@ -116,18 +177,24 @@ def main() -> None:
     parser.add_argument("--pairs", default="../shared/corpus/pairs.csv", help="manifest")
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--attributions-every", type=int, default=5, help="on every n-th of test")
     parser.add_argument("--out", type=Path, default=RESULTS / "cells.json")
     options = parser.parse_args()
     model, everything = default_model(), read_manifest(options.pairs)
     constant = constant_cells([p for p in everything if p.split == "train"])
-    print("constant cells", constant[:K], flush=True)
+    print("constant cells", constant[""][:K], flush=True)
     how = {"draws": options.draws, "steps": options.steps}
-    result: dict[str, Any] = {"meta": provenance(model, k=K, **how)}
+    detector = load_detector("embedded")
+    others = {ADD: load_methods(["addsegdiff"], detector)["addsegdiff"]}
+    methods = load_methods(list(ATTRIBUTIONS.values()), detector)
+    slow = {"test": {name: methods[known] for name, known in ATTRIBUTIONS.items()}, "val": {}}
+    every = options.attributions_every
+    result: dict[str, Any] = {"meta": provenance(model, k=K, attributions_every=every, **how)}
     for split in ("val", "test"):
         part = [p for p in everything if p.split == split]
-        result[split] = measure(part, model, constant, **how)
+        result[split] = measure(part, model, others, slow[split], constant, every=every, **how)
         for row in result[split]:
-            print(split, row["method"], row["all"][RECALL], flush=True)
+            print(split, row["method"], row["all"]["pairs"], row["all"][RECALL], flush=True)
     ours = {row["method"]: row for row in result["val"] if row["method"] in (MEAN, SHARE)}
     result["meta"]["chosen"] = max(ours, key=lambda name: ours[name]["all"][RECALL][0])
     write_results(options.out, result)

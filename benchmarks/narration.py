@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from cells import MASKS, RECALL, STFT, K, grid_of, ranking
+from cells import MASKS, RECALL, STFT, K, grid_of, low_energy, random_cells, ranking
 from provenance import RESULTS, provenance, write_results
 from torch import Tensor
 
 from specsegdiff.api import default_model, explain
-from specsegdiff.benchmark.scoring import Case, load_case
+from specsegdiff.benchmark.scoring import load_case
 from specsegdiff.cells import RegionGrid, pool
 from specsegdiff.data.manifest import read_manifest
 from specsegdiff.data.pairs import Pair, load_pair
-from specsegdiff.masks import smooth
 from specsegdiff.metrics import bootstrap_interval
 from specsegdiff.metrics.ranking import evaluate_ranking
 from specsegdiff.metrics.reports import (
@@ -129,19 +128,13 @@ def observe(
             grid_of(case),
             pool(case.truth.float(), grid_of(case)),
             ranking(pool(heat, grid_of(case)))[:K],
-            low_energy(case),
+            low_energy(case)[:K],
             tuple(
                 Told(cell.id, Fields(cell.time, cell.frequency, cell.phone), cell.evidence)
                 for cell in found.report.cells
             ),
             fields_of_twin(pair, where.truth, grid_of(case)),
         )
-
-
-def low_energy(case: Case) -> tuple[str, ...]:
-    """Cells with the least smoothed magnitude, as in cells.py."""
-    quiet = -pool(smooth(STFT.magnitude(case.fake)[None], MASKS)[0], grid_of(case))
-    return ranking(quiet)[:K]
 
 
 def fields_of_twin(pair: Pair, ids: Sequence[str], grid: RegionGrid) -> dict[str, Fields]:
@@ -194,15 +187,13 @@ def priors(examples: Sequence[Example], training: Sequence[Pair]) -> Priors:
 
 
 def controls(seen: Sequence[Seen], known: Priors) -> Lists:
-    """Lists of cells by everything that is no narrator."""
+    """Lists of cells by everything that is no narrator, but for random ones."""
     found: Lists = defaultdict(dict)
     for one in seen:
-        generator = torch.Generator().manual_seed(int.from_bytes(one.pair.id.encode()[-6:]))
         id = one.pair.id
-        found["random"][id] = ranking(torch.rand(16, generator=generator))[:K]
         found[CONSTANT][id] = known.cells[""]
         found["constant cells of the vocoder in train"][id] = known.of(one.pair)
-        found["low energy"][id] = one.low_energy
+        found["low energy, share of its lowest 5 %"][id] = one.low_energy
         found["SpecSegDiff, mean heat"][id] = one.heat
         found["oracle"][id] = one.truth
         same = [
@@ -317,21 +308,23 @@ def cell_rows(seen: Sequence[Seen], lists: Lists) -> list[dict[str, Any]]:
     """Scores of every method's cells, and its R@3 minus that of constant cells on the same pairs;
     the mean over seeds of SFT-1 is a row of its own."""
     by_id = {one.pair.id: one for one in seen}
-    scores = {
-        name: {
-            score: dict(zip(ids, values.tolist(), strict=True))
-            for score, values in evaluate_ranking(
-                list(ids.values()), [by_id[id].truth for id in ids], k=K
-            ).items()
+
+    def score(ids: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, float]]:
+        found = evaluate_ranking(list(ids.values()), [by_id[id].truth for id in ids], k=K)
+        return {name: dict(zip(ids, each.tolist(), strict=True)) for name, each in found.items()}
+
+    def mean(runs: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+        return {
+            name: {id: sum(run[name][id] for run in runs) / len(runs) for id in runs[0][name]}
+            for name in runs[0]
         }
-        for name, ids in lists.items()
-    }
+
+    drawn = {id: random_cells(id, draws=100) for id in by_id}
+    by_chance = [score({id: lists[i][:K] for id, lists in drawn.items()}) for i in range(100)]
+    scores = {"random": mean(by_chance)} | {name: score(ids) for name, ids in lists.items()}
     for how in ("", VOTED):
         seeds = [scores[f"VLM, {run}{how}"] for run in SEEDS]
-        scores[f"VLM, SFT-1{how}, mean of {len(seeds)} seeds"] = {
-            score: {id: sum(s[score][id] for s in seeds) / len(seeds) for id in seeds[0][score]}
-            for score in seeds[0]
-        }
+        scores[f"VLM, SFT-1{how}, mean of {len(seeds)} seeds"] = mean(seeds)
     rows = []
     for name, found in scores.items():
         row: dict[str, Any] = {"method": name}

@@ -143,6 +143,7 @@ def cells(result: Mapping[str, Any]) -> str:
     lines = [
         [
             f"**{row['method']}**" if row["method"] == meta["chosen"] else row["method"],
+            str(row["all"]["pairs"]),
             *(
                 cell(row.get(part, {}).get(score), "similarity")
                 for score in names
@@ -151,11 +152,13 @@ def cells(result: Mapping[str, Any]) -> str:
         ]
         for row in result["test"]
     ]
-    head = ["cells ranked by", *(f"{n}, {p}" for n in names.values() for p in parts.values())]
+    columns = (f"{n}, {p}" for n in names.values() for p in parts.values())
     return (
-        f"{_table(head, lines)}\n4 x 4 grid on linear frequency, with 95 % bootstrap intervals by "
-        f"source recording; bold is what val chose. {meta['draws']} draws of {meta['steps']} "
-        f"steps. {_commit(meta)}, {meta['device']}.\n"
+        f"{_table(['cells ranked by', 'pairs', *columns], lines)}\n4 x 4 grid on linear frequency, "
+        "with 95 % bootstrap intervals by source recording; bold is what val chose. Attributions "
+        f"on every {meta['attributions_every']}th pair; constants of a vocoder, and masks of "
+        "others, where there are any. "
+        f"{meta['draws']} draws of {meta['steps']} steps. {_commit(meta)}, {meta['device']}.\n"
     )
 
 

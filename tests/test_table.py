@@ -202,17 +202,19 @@ def test_the_protocol_of_four_vocoders_shows_families(
 def test_the_pooling_that_val_chose_stands_out(table: dict[str, Any], tmp_path: Path) -> None:
     scores = {"recall_at_3": [0.6123, 0.5, 0.7], "average_precision": [0.5]}
     found = {
-        "meta": result()["meta"] | {"k": 3, "chosen": "mean", "draws": 32, "steps": 2},
+        "meta": result()["meta"]
+        | {"k": 3, "chosen": "mean", "draws": 32, "steps": 2, "attributions_every": 5},
         "test": [
-            {"method": "mean", "all": scores, "unseen": scores},
-            {"method": "random", "all": scores},
+            {"method": "mean", "all": scores | {"pairs": 12}, "unseen": scores | {"pairs": 7}},
+            {"method": "random", "all": scores | {"pairs": 3}},
         ],
     }
     (tmp_path / "cells.json").write_text(json.dumps(found))
     lines = table["fill"](PAGE.replace("segmentation", "cells"), tmp_path).splitlines()
-    assert lines[2].startswith("| cells ranked by | R@3, test | R@3, seen | R@3, unseen | AP, test")
-    assert lines[4].startswith("| **mean** | 0.61 (0.50 to 0.70) | - | 0.61 (0.50 to 0.70) | 0.50")
-    assert lines[5].startswith("| random | 0.61")
+    assert lines[2].startswith("| cells ranked by | pairs | R@3, test | R@3, seen | R@3, unseen |")
+    assert lines[4].startswith("| **mean** | 12 | 0.61 (0.50 to 0.70) | - | 0.61 (0.50 to 0.70) |")
+    assert lines[5].startswith("| random | 3 | 0.61")
+    assert "Attributions on every 5th pair" in "".join(lines)
 
 
 def test_narrators_are_a_table_of_cells_and_one_of_words(

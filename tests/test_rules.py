@@ -132,9 +132,11 @@ def test_words_name_the_fields_and_no_region(explanation):
 def test_a_kind_without_a_twin_is_a_guess(explanation):
     named = [cell for cell in narrators()["phones"](explanation).cells if cell.kind]
     assert all("kind" in cell.uncertain for cell in named)
+    assert all(f": perhaps {cell.kind}; " in cell.evidence for cell in named)
     beside = [cell for cell in narrators()["twin"](explanation).cells if cell.kind]
     assert beside
     assert all("kind" not in cell.uncertain for cell in beside)
+    assert not any("perhaps" in cell.evidence for cell in beside)
     for cell in beside:
         assert cell.kind in cell.evidence
 

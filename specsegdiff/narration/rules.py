@@ -238,7 +238,9 @@ def evidence(
     used = {name: value, "bound": usual.bound} | ({} if paired else {"usual": usual.middle})
     if judgement.kind is None:
         return f"{head}no artifact stands out; {said}.", used
-    return f"{head}{kind}; {said}. By ear, {words.heard}.", used
+    # without a twin a kind is a guess, and called one, as `_place` does
+    guess = "" if paired else "perhaps "
+    return f"{head}{guess}{kind}; {said}. By ear, {words.heard}.", used
 
 
 def _place(fields: Fields) -> str:

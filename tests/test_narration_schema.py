@@ -133,6 +133,16 @@ def test_unreadable_files_are_named(tmp_path):
         ("ends at 12. Then 7.", {"a": 12}, ("7",)),
         ("no number", {}, ()),
         ("62 %", {"share": 0.62}, ("62",)),
+        ("5kHz, 30dB and -20ms", {}, ("5", "30", "-20")),
+        ("5kHz, 30.0dB", {"f_khz": 5, "level_db": 30}, ()),
+        (".5 s, or -.5 s", {}, (".5", "-.5")),
+        (".5 s, or -.5 s", {"a": 0.5, "b": -0.5}, ()),
+        ("it ends.5 s and wait...7 s", {}, ("5", ".7")),
+        ("1e3 Hz, 2.5E-3 s", {"a": 1, "b": 2.5, "c": 1000}, ("1e3", "2.5E-3")),
+        ("5_000 Hz", {}, ("5_000",)),
+        ("5_000 Hz", {"f_hz": 5000}, ()),
+        ("½ s, 3½ s, 10² Hz, ③", {"a": 3, "b": 10}, ("½", "3½", "10²", "③")),
+        ("F₀, wav2vec2, v1.2.3, 10th", {}, ()),
     ],
 )
 def test_every_number_must_be_known(text, numbers, unsupported):
@@ -142,6 +152,8 @@ def test_every_number_must_be_known(text, numbers, unsupported):
 def test_the_name_of_a_region_is_no_number():
     assert Sentence("Cell 15 and region 15: 15 dB", "15").unsupported() == ("15",)
     assert Sentence("Cell 14 is another", "15").unsupported() == ("14",)
+    assert Sentence("Region 15: above region 15.5 kHz", "15").unsupported() == (".5",)
+    assert Sentence("Region 15: region 15kHz", "15").unsupported() == ("15",)
 
 
 def test_a_report_prints_and_shows_itself():

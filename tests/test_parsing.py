@@ -152,6 +152,9 @@ def test_what_the_strict_reader_takes_the_lenient_one_takes_alike(text):
         '(15, T=speech, F=low, P=vowel, En="' + 'a"x) ' * 2_000,
         "(15, T=speech, F=low, P=vowel, En=“" * 250,
         "<" * 10_000,
+        "Answer" + ":" * 10_000 + "a [15]",
+        "Answer: " + "`" * 10_000 + "a [15] b",
+        "[15]" * 2_500 + "a",
     ],
     ids=lambda text: f"{text[:8]}...{text[-3:]}",
 )
@@ -181,6 +184,15 @@ def test_ten_thousand_characters_of_anything_are_read_at_once(text):
         ("[15, 0, 17]", ("15",), "0, 17"),
         ("[15, 14, 11, 3]", THREE, "3"),
         ("[015, 14]", ("14",), "015"),
+        ("Region 15.", ("15",), ""),
+        ("Regions 15 and 15", ("15",), "15"),
+        ("Answer: [15, 14, 11]", THREE, ""),
+        ("The regions are [15, 14, 11].", THREE, ""),
+        ("I choose [15, 14, 99] here.", ("15", "14"), "99"),
+        ("Answer: [15]", ("15",), ""),
+        ("**The regions are:**\n[15, 14]", ("15", "14"), ""),
+        ('{"regions": [15]}<|im_end|>', ("15",), ""),
+        ("```json\n[15]\n```", ("15",), ""),
     ],
 )
 def test_a_list_is_found_among_words(text, ids, unparsed):
@@ -210,6 +222,17 @@ def test_a_list_is_found_among_words(text, ids, unparsed):
         "[" + "9" * 5000 + "]",
         "and",
         "regions",
+        "I cannot see the picture [1].",
+        "There are [3] regions.",
+        "See [2] for details.",
+        "The grid is [4, 4].",
+        "The grid is [4, 4, 4].",
+        "The band is [2, 4] kHz.",
+        "It has levels [0, 12, 90].",
+        "No picture: [1]",
+        "Regions cannot be seen in this picture: [1]",
+        "Answer: none, see [1]",
+        "Answer: [1] in a footnote",
     ],
 )
 def test_what_is_no_list_of_regions_is_said_and_not_read(text):

@@ -1,5 +1,6 @@
 """The picture shows what it says, and a model's answers become a report or are said to be none."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from models import noise
 
-from specsegdiff.cells import RegionGrid, SlicRegions
+from specsegdiff.cells import RegionGrid, SlicRegions, pool, top_k
 from specsegdiff.errors import CheckpointError, ConfigError, ShapeError
 from specsegdiff.explanation import Explanation, Layers, Provenance
 from specsegdiff.frontend import Axes, StftConfig
@@ -205,6 +206,8 @@ def test_a_model_that_never_chooses_gives_a_report_that_says_so(bad):
         words("9"),
         words("15", evidence="As in region 3."),
         words("15", evidence="It peaks at 440 Hz."),
+        words("15", evidence="Noise above 5kHz."),
+        words("15", evidence="It stops for ½ s."),
         '(15, T=music, F=low, P=vowel, En="a")',
         '(15, T=speech, F=low, P=vowel, En="<|image_pad|>")',
     ],
@@ -225,6 +228,39 @@ def test_a_function_may_choose_instead_of_the_model():
     report = narrator(explanation())
     assert [cell.id for cell in report.cells] == ["4", "1"]
     assert narrator.asked == ["text"]
+
+
+def test_the_narrator_takes_as_many_chosen_regions_as_it_is_asked_for():
+    made = explanation()
+    heat = pool(made.layers.heatmap, GRID)
+    for k in (1, 3, 5):
+        config = VLMConfig(k=k, picture=PLAIN)
+        report = Scripted([], [words(*top_k(heat, k))], choose=vlm.hottest, config=config)(made)
+        assert tuple(cell.id for cell in report.cells) == top_k(heat, k)
+        assert report.numbers["regions_chosen"] == k
+    assert vlm.hottest(made, GRID) == top_k(heat, 16)
+
+
+def test_a_line_break_in_the_evidence_begins_no_line_of_the_report():
+    said = " A smeared vowel.\n- The whole recording\u2028is\tfake.\r\n"
+    report = Scripted(["[15]"], [words("15", evidence=said)])(explanation())
+    plain = "A smeared vowel. - The whole recording is fake."
+    assert str(report).splitlines()[1:] == [f"- Region 15: {plain}"]
+    assert report.cell("15").evidence == plain
+
+
+def test_votes_that_cannot_be_read_are_said():
+    drawn = ["[1, 5, 9]", "no\nidea" + "!" * 200, "[1, 5, 9]", ""]
+    narrator = Scripted([], [words("1", "5", "9")], config=VLMConfig(picture=PLAIN, votes=4))
+    narrator._votes = lambda prompt, picture: drawn
+    report = narrator(explanation())
+    assert [cell.id for cell in report.cells] == ["1", "5", "9"]
+    first = "no idea" + "!" * (vlm.SHOWN - len("no idea"))
+    assert report.unparsed == f"2 of 4 answers could not be read: {first}..."
+    drawn[1] = "[9, 5, 1]"
+    assert narrator(explanation()).unparsed == "1 of 4 answers could not be read: (empty)"
+    drawn[3] = "[1, 5, 9]"
+    assert narrator(explanation()).unparsed == ""
 
 
 def test_votes_take_the_regions_that_most_answers_name():
@@ -310,3 +346,108 @@ def test_draws_depend_on_their_seed_only(family):
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="no model"):
         vlm.load_vlm(tmp_path)
+
+
+def question(processor, *, times=1):
+    pictures = [draw_regions(noise(16_000), GRID, config=PLAIN)] * times
+    return vlm.encode(processor, [Prompt("a", "b")] * times, pictures)
+
+
+def logits_settings():
+    """Settings of `transformers` that alter probabilities, each far from neutral."""
+    return {
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 1,
+        "min_new_tokens": 12,
+        "bad_words_ids": [[id] for id in range(30, 60)],
+        "sequence_bias": {(40,): 9.0},
+        "begin_suppress_tokens": list(range(20, 70)),
+        "forced_eos_token_id": 2,
+        "exponential_decay_length_penalty": (1, 9.0),
+        "min_p": 0.5,
+        "typical_p": 0.2,
+        "epsilon_cutoff": 0.05,
+        "eta_cutoff": 0.5,
+        "top_h": 0.1,
+        "top_k": 2,
+        "top_p": 0.2,
+        "num_beams": 3,
+    }
+
+
+@pytest.mark.parametrize("name", logits_settings())
+def test_settings_of_a_checkpoint_change_no_draw(name):
+    model, processor = make_vlm("idefics3")
+    options = {"max_tokens": 12, "temperature": 1.0, "seed": 3}
+    inputs = question(processor, times=4)
+    plain = vlm.generate(model, processor, inputs, **options)
+    setattr(model.generation_config, name, value := logits_settings()[name])
+    assert torch.equal(vlm.generate(model, processor, inputs, **options), plain)
+    assert getattr(model.generation_config, name) == value
+
+
+def test_a_penalty_of_a_checkpoint_leaves_draws_the_probability_training_gives_them(monkeypatch):
+    """A ratio starts at 1, also for Qwen2.5-VL, whose checkpoint penalises repetition."""
+    pytest.importorskip("lightning", reason="training needs the extra 'train'")
+    from specsegdiff.train.narrator import Answered, answer_log_probs
+
+    model, processor = make_vlm("qwen2.5-vl")
+    model.generation_config.repetition_penalty = 1.3
+    inner, scores = model.generate, []
+
+    def drawing(**options):
+        drawn = inner(**options, output_scores=True, return_dict_in_generate=True)
+        scores.extend(drawn.scores)
+        return drawn.sequences
+
+    monkeypatch.setattr(model, "generate", drawing)
+    inputs = question(processor, times=3)
+    ids = vlm.generate(model, processor, inputs, max_tokens=12, temperature=0.7, seed=0)
+    expected = torch.stack(scores, 1).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    mask = completion_mask(ids, vlm.end_tokens(model, processor))
+    forbidden = vlm.forbidden_tokens(model, processor)
+    with torch.no_grad():
+        answered = Answered(inputs, ids, mask)
+        found = answer_log_probs(model, answered, temperature=0.7, forbidden=forbidden)
+    # float32, with and without a cache
+    assert torch.allclose(found[mask], expected[mask], atol=1e-4)
+
+
+def cut(path, *, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+def test_damaged_weights_are_named(tmp_path):
+    model, processor = make_vlm("idefics3")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    vlm.load_vlm(tmp_path)
+    for keep in (1000, 5, 0):
+        cut(tmp_path / "model.safetensors", keep=keep)
+        with pytest.raises(CheckpointError, match=r"cannot be read .*download it again"):
+            vlm.load_vlm(tmp_path)
+
+
+def test_damaged_adapters_are_named(tmp_path):
+    peft = pytest.importorskip("peft", reason="adapters need the extra 'vlm'")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    peft.get_peft_model(make_vlm("idefics3")[0], config).save_pretrained(tmp_path)
+
+    def load(first=None):
+        model = make_vlm("idefics3")[0]
+        model = vlm.with_adapter(model, first, name="other") if first else model
+        return vlm.with_adapter(model, tmp_path, name="cells")
+
+    load()
+    weights, described = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    whole = shutil.copytree(tmp_path, tmp_path / "whole")
+    for first in (None, whole):
+        cut(weights, keep=100)
+        with pytest.raises(CheckpointError, match=r"cannot be read .*copy it again"):
+            load(first)
+        shutil.copy(whole / weights.name, weights)
+        for text in ("{}", '{"peft_type": "NONE"}', "[]", "{"):
+            described.write_text(text)
+            with pytest.raises(CheckpointError, match="a stage of training wrote"):
+                load(first)
+        shutil.copy(whole / described.name, described)

@@ -94,11 +94,15 @@ def parse_cells(text: str, *, count: int, k: int, strict: bool = False) -> Parse
 
     Strict: exactly ``k`` different ids in brackets, and nothing else. Lenient: the one list in
     brackets that the text holds, or a text of nothing but numbers and the words cell, region and
-    and; two lists that differ are no answer, and a number in a sentence is no region. Ids that do
-    not exist, repetitions and ids beyond ``k`` are left out and reported.
+    and; two lists that differ are no answer, and a number in a sentence is no region. Within other
+    words a list counts only where it holds ``k`` different numbers and at least two regions, or
+    ends the text after a label such as ``Answer:``; code fences and markers are no words. Ids that
+    do not exist, repetitions and ids beyond ``k`` are left out and reported.
 
     >>> parse_cells("I choose [15, 14, 99].", count=16, k=3)
     ParsedCells(ids=('15', '14'), unparsed='99')
+    >>> parse_cells("I cannot see the picture [1].", count=16, k=3)
+    ParsedCells(ids=(), unparsed='I cannot see the picture [1].')
     >>> parse_cells("There are 3 regions.", count=16, k=3)
     ParsedCells(ids=(), unparsed='There are 3 regions.')
     """
@@ -109,13 +113,18 @@ def parse_cells(text: str, *, count: int, k: int, strict: bool = False) -> Parse
         good = len(ids) == k and len(set(ids)) == k and known.issuperset(ids)
         return ParsedCells(ids) if good else ParsedCells((), text)
     lists = {tuple(_NUMBER.findall(match.group())) for match in _LIST.finditer(text)}
-    if not lists and _BARE.fullmatch(text.strip()):
+    bare = not lists and _BARE.fullmatch(text.strip())
+    if bare:
         lists = {tuple(_NUMBER.findall(text))}
     if len(lists) != 1:
         return ParsedCells((), text)
+    tokens = lists.pop()
+    plain = len(set(tokens)) == len(tokens) == k and len(known.intersection(tokens)) > 1
+    if not (bare or plain or _alone(text)):
+        return ParsedCells((), text)
     kept: list[str] = []
     rest: list[str] = []
-    for token in lists.pop():
+    for token in tokens:
         taken = token in known and token not in kept and len(kept) < k
         (kept if taken else rest).append(token)
     return ParsedCells(tuple(kept), ", ".join(rest)) if kept else ParsedCells((), text)
@@ -126,11 +135,23 @@ _NUMBER = re.compile(r"[0-9]+")
 _STRICT_LIST = re.compile(r"\[\s*[0-9]{1,4}(?:\s*,\s*[0-9]{1,4})*\s*\]")
 _ITEM = r"\s*[\"']?[0-9]{1,4}[\"']?\s*"
 _LIST = re.compile(rf"\[{_ITEM}(?:,{_ITEM})*\]")
+_FENCE = re.compile(r"```[a-z0-9]*", flags=re.I)
+_WORD = re.compile(r"\w+")
+_LABELS = frozenset({"answer", "output", "cell", "cells", "region", "regions", "id", "ids"})
 # a unit may follow a number, so a word must come before it: "3 regions" names none, nor does "0.5"
 _BARE = re.compile(
     r"(?:(?:\band\b)?\s*+(?:\b(?:cells?|regions?|ids?)\b:?)?\s*+#?\b[0-9]{1,4}\b[\s,;]*+)++\.?",
     flags=re.I,
 )
+
+
+def _alone(text: str) -> bool:
+    """Whether no words are beside the lists of a text, or a label of at most four before them."""
+    outside = _LIST.split(_MARKER.sub(" ", _FENCE.sub(" ", text)))
+    words = [word.lower() for word in _WORD.findall(outside[0])]
+    colon = ":" in _WORD.split(outside[0])[-1]
+    label = colon and len(words) <= 4 and not _LABELS.isdisjoint(words)
+    return (not words or label) and not any(_WORD.search(part) for part in outside[1:])
 
 
 # ------------------------------------------------------------------ query 2

@@ -46,7 +46,14 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 FieldName: TypeAlias = Literal["time", "frequency", "phone", "kind"]
 """A field of a cell that may be uncertain."""
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?!\w)")
+# fractions, Roman numerals, raised, lowered and circled digits
+_SIGN = "¼-¾⅐-↉²³¹⁰⁴-⁹₀-₉①-⒛⓪-⓿❶-➓"
+# a unit may touch it; no dot of "v1.2.3" begins one, and the hyphen of a range is no minus
+_NUMBER = re.compile(
+    r"(?<!\w)(?<!\d\.)[-+]?(?!\d+(?:st|nd|rd|th|x\d+)\b)"
+    rf"(?:(?:\d[\d_]*(?:\.\d[\d_]*)?|\.\d[\d_]*)(?:e[-+]?\d+)?[{_SIGN}]*|[{_SIGN}]+)",
+    flags=re.I,
+)
 
 
 @dataclass(frozen=True)
@@ -246,20 +253,24 @@ class Narrator(Protocol):
 def unsupported_numbers(text: str, numbers: dict[str, float]) -> tuple[str, ...]:
     """Numbers of a text that are no value of ``numbers`` when rounded to as many decimals.
 
-    Digits inside words and names, such as F0 or 4x4, are no numbers; the hyphen of a range is no
-    minus.
+    A unit may touch its number, as in 5kHz. Powers and signs, such as 1e3 and ½, are values of
+    nothing. No numbers are names that begin with a letter (F0, v1.2), grids (4x4), ordinals (2nd)
+    and number words (seven); the hyphen of a range is no minus.
 
     >>> unsupported_numbers("0.50-1.00 s, -3.1 dB, 7 times", {"t0": 0.5, "t1": 1, "db": -3.08})
     ('7',)
+    >>> unsupported_numbers("F0 rises by 5kHz within .5 s", {"t0": 0.5})
+    ('5',)
     """
     found = (match.group() for match in _NUMBER.finditer(text))
     return tuple(token for token in found if not _is_one_of(token, numbers))
 
 
 def _is_one_of(token: str, numbers: dict[str, float]) -> bool:
-    decimals = len(token.partition(".")[2])
+    decimals = len(token.replace("_", "").partition(".")[2])
+    plain = re.sub(r"(?<!\d)\.", "0.", token.lstrip("+").replace("_", ""))
     # text decides: 2.675 is printed as 2.67 or 2.68, and only Python knows which
-    return any(f"{value:.{decimals}f}" == token.lstrip("+") for value in numbers.values())
+    return any(f"{value:.{decimals}f}" == plain for value in numbers.values())
 
 
 _COLUMNS = ("", "time (s)", "frequency (Hz)", "T", "F", "P", "kind")

@@ -9,7 +9,7 @@ only another draw.
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,7 +33,41 @@ CELLS_ADAPTER, TEXT_ADAPTER = "cells", "text"
 "Names of the two LoRA adapters: that of Query 1, and that of Query 2."
 
 Chooser: TypeAlias = Callable[[Explanation, Regions], Sequence[str]]
-"""What may answer Query 1 instead of the model, such as the regions with the most heat."""
+"""What may answer Query 1 instead of the model: ids of regions, best first, of which the narrator
+takes the first `VLMConfig.k`."""
+
+NEUTRAL: dict[str, Any] = {
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "guidance_scale": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "watermarking_config": None,
+}
+"Settings under which `transformers` leaves a model's probabilities as they are."
+
+UNCUT: dict[str, Any] = {
+    "top_k": 0,
+    "top_p": 1.0,
+    "top_h": None,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+"Settings under which `transformers` draws from all tokens."
+
+SHOWN = 80
+"Characters of an unreadable vote that a report quotes."
 
 
 @dataclass(frozen=True)
@@ -41,7 +75,7 @@ class VLMConfig:
     """How the model is asked."""
 
     k: int = 3
-    "Regions asked for."
+    "Regions asked for, or taken of those that a function chooses."
     attempts: int = 4
     "Answers to a question at most: the first is the likeliest one, later ones are drawn."
     temperature: float = 0.8
@@ -144,11 +178,13 @@ class VLMNarrator:
             ids, rest = self.select(picture, regions)
             unparsed.append(rest)
         else:
-            ids = tuple(self.choose(explanation, regions))
+            ids = tuple(self.choose(explanation, regions))[: c.k]
         findings, rest = self.describe(picture, regions, ids) if ids else ((), "")
         unparsed.append(rest)
         cells, sentences = [], []
-        for finding in findings:
+        for found in findings:
+            # a line break would begin a line of its own in a report
+            finding = replace(found, evidence=" ".join(found.evidence.split()))
             said = Sentence(f"Region {finding.id}: {finding.evidence}", finding.id)
             if said.unsupported():
                 unparsed.append(said.text)
@@ -179,7 +215,7 @@ class VLMNarrator:
         if self.config.votes > 1:
             texts = self._votes(prompt, picture)
             elected = elect(texts, count=regions.count, k=self.config.k)
-            return elected, "" if elected else "\n".join(texts)
+            return elected, self._unread(texts, regions) if elected else "\n".join(texts)
         best = parse_cells("", count=regions.count, k=self.config.k)
         for text in self._answers(prompt, picture, CELLS_ADAPTER, self.config.cell_tokens):
             read = parse_cells(text, count=regions.count, k=self.config.k)
@@ -206,6 +242,16 @@ class VLMNarrator:
             if len(best) == len(ids):
                 break
         return best, unparsed
+
+    def _unread(self, texts: Sequence[str], regions: Regions) -> str:
+        """How many votes could not be read, and the beginning of the first."""
+        k = self.config.k
+        bad = [text for text in texts if not parse_cells(text, count=regions.count, k=k).ids]
+        if not bad:
+            return ""
+        first = " ".join(bad[0].split())
+        first = first if len(first) <= SHOWN else f"{first[:SHOWN]}..."
+        return f"{len(bad)} of {len(texts)} answers could not be read: {first or '(empty)'}"
 
     def _votes(self, prompt: Prompt, picture: "Image") -> list[str]:
         """Texts of several answers to Query 1, drawn at once."""
@@ -240,8 +286,8 @@ class VLMNarrator:
 
 
 def hottest(explanation: Explanation, regions: Regions) -> tuple[str, ...]:
-    """A `Chooser`: the three regions with the most heat."""
-    return tuple(top_k(pool(explanation.layers.heatmap, regions), 3))
+    """A `Chooser`: all regions, that with the most heat first."""
+    return top_k(pool(explanation.layers.heatmap, regions), regions.count)
 
 
 def elect(texts: Iterable[str], *, count: int, k: int) -> tuple[str, ...]:
@@ -259,8 +305,12 @@ def elect(texts: Iterable[str], *, count: int, k: int) -> tuple[str, ...]:
 
 
 def load_vlm(source: str | Path, **options: Any) -> tuple[Any, Any]:
-    """Load any image-text-to-text model of `transformers` and its processor, for evaluation."""
+    """Load any image-text-to-text model of `transformers` and its processor, for evaluation.
+
+    Raises `CheckpointError` where there is none, or its files are damaged.
+    """
     try:
+        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText, AutoProcessor
     except ImportError as error:
         raise DependencyError(
@@ -271,6 +321,11 @@ def load_vlm(source: str | Path, **options: Any) -> tuple[Any, Any]:
             source, use_safetensors=True, trust_remote_code=False, **options
         )
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"the weights of {source} cannot be read ({error}); the file is damaged or only part "
+            "of it is there: copy or download it again"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{source} holds no model that reads pictures and writes text ({error}); pass a folder "
@@ -280,9 +335,13 @@ def load_vlm(source: str | Path, **options: Any) -> tuple[Any, Any]:
 
 
 def with_adapter(model: Any, folder: str | Path, *, name: str) -> Any:
-    """Put the LoRA adapter of a folder on a model, beside those it has, frozen and by a name."""
+    """Put the LoRA adapter of a folder on a model, beside those it has, frozen and by a name.
+
+    Raises `CheckpointError` where there is none for this model, or its files are damaged.
+    """
     try:
         from peft import PeftModel
+        from safetensors import SafetensorError
     except ImportError as error:
         raise DependencyError("adapters need peft: pip install 'specsegdiff[vlm]'") from error
     try:
@@ -290,6 +349,16 @@ def with_adapter(model: Any, folder: str | Path, *, name: str) -> Any:
             model.load_adapter(str(folder), adapter_name=name)
             return model
         return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"the weights of the adapter {folder} cannot be read ({error}); the file is damaged or "
+            "only part of it is there: copy it again"
+        ) from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"adapter_config.json of {folder} describes no adapter ({type(error).__name__}: "
+            f"{error}); copy it again, or pass a folder that a stage of training wrote"
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} holds no adapter for this model ({error}); pass a folder that a stage of "
@@ -387,11 +456,12 @@ def generate(
     """Answers to encoded questions: the likeliest tokens at temperature 0, draws above it.
 
     Draws depend on ``seed``, and on nothing that was drawn before; the random state of the process
-    is left as it was.
+    is left as it was. Probabilities are the model's: penalties and cuts of the checkpoint's
+    generation config do not apply, so that training gives a draw the probability it had.
     """
-    sampling = {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}  # type: ignore[dict-item]
+        sampling = {"do_sample": True, "temperature": temperature, **UNCUT}
     pad = processor.tokenizer.pad_token_id
     ends = end_tokens(model, processor)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -399,6 +469,7 @@ def generate(
         torch.manual_seed(seed)
         ids = model.generate(
             **inputs,
+            **NEUTRAL,
             **sampling,
             max_new_tokens=max_tokens,
             suppress_tokens=forbidden_tokens(model, processor),

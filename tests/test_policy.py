@@ -1,4 +1,4 @@
-"""GRPO against slow formulas, against TRL's own lines, and on a bandit that must learn."""
+"""GRPO against slow formulas, against TRL's lines and numbers, and on a bandit that must learn."""
 
 import ast
 import importlib.metadata
@@ -113,7 +113,7 @@ def trl_source(name):
     """Text of a file of TRL; its import takes minutes on a small machine, its lines do not."""
     spec = importlib.util.find_spec("trl")
     if spec is None or spec.origin is None:
-        pytest.skip("TRL is not installed; the slow replicas above carry its formulas")
+        pytest.skip("TRL is not installed; its frozen numbers below stand for it")
     return (Path(spec.origin).parent / "trainer" / name).read_text(encoding="utf-8")
 
 
@@ -187,12 +187,8 @@ def test_the_loss_is_trls(batch, reduction, beta):
         assert float(found.kl) == pytest.approx(metrics["kl"], rel=1e-6)
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("holes", [False, True])
-def test_advantages_are_trls(scale, holes):
-    rewards = draws(12)
-    if holes:
-        rewards[[1, 4, 5]] = torch.nan
+def trl_advantages(rewards, *, group, scale):
+    """Advantages by the lines of TRL that scale rewards; 0 where a reward does not apply."""
 
     def is_choice(node):
         return isinstance(node, ast.If) and ast.unparse(node.test) == (
@@ -201,7 +197,7 @@ def test_advantages_are_trls(scale, holes):
 
     space = {
         "torch": torch,
-        "num_generations": 4,
+        "num_generations": group,
         "device": rewards.device,
         "rewards_per_func": rewards[:, None],
         "unscorable_mask": rewards.isnan(),
@@ -213,7 +209,16 @@ def test_advantages_are_trls(scale, holes):
     }
     exec(part_of(trl_source("utils.py"), function("nanstd")), space)
     exec(part_of(trl_source("grpo_trainer.py"), is_choice), space)
-    expected = space["advantages"].nan_to_num(0.0)
+    return space["advantages"].nan_to_num(0.0)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("holes", [False, True])
+def test_advantages_are_trls(scale, holes):
+    rewards = draws(12)
+    if holes:
+        rewards[[1, 4, 5]] = torch.nan
+    expected = trl_advantages(rewards, group=4, scale=scale)
     found = group_advantages(rewards, group=4, scale=scale)
     # TRL divides integers into float32
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-7)
@@ -223,6 +228,86 @@ def test_the_version_of_trl_is_the_one_that_was_read():
     """The tests above run lines of TRL by name: another version may hold other lines."""
     trl_source("grpo_trainer.py")
     assert importlib.metadata.version("trl").startswith("1.16.")
+
+
+# ------------------------------------------------------------------ TRL's numbers, without TRL
+
+# What the lines of TRL 1.16.0 gave for `fixed` and `REWARDS`, in float64 with torch 2.11.0
+TRL_LOSSES = {
+    ("grpo", 0.0): 0.6264338312424931,
+    ("grpo", 0.1): 0.6769832527701695,
+    ("dr_grpo", 0.0): 0.011093725635973394,
+    ("dr_grpo", 0.1): 0.030988824162754208,
+    ("dapo", 0.0): 0.019324554333631075,
+    ("dapo", 0.1): 0.053980532412539584,
+    ("bnpo", 0.0): 0.029953059217128163,
+    ("bnpo", 0.1): 0.08366982523943636,
+}
+TRL_KL = 0.5371676602230813
+# 3 of 20 tokens, of which the lower clip holds one
+TRL_CLIPPED = 0.15
+REWARDS = (1.4, 0.1, 0.75, 0.0, 1.1, 0.1)
+TRL_ADVANTAGES = {
+    ("group", False): [0.9998461775, -0.9998461775, 0.0, -0.6574878589, 1.150603753, -0.4931158942],
+    ("group", True): [0.9998461775, -0.9998461775, 0.0, -0.7061081934, 0.0, 0.7061081934],
+    ("batch", False): [1.092677778, -1.092677778, 0.0, -0.6724170942, 1.176729915, -0.5043128206],
+    ("batch", True): [1.083905656, -1.083905656, 0.0, -0.08337735817, 0.0, 0.08337735817],
+    ("none", False): [0.65, -0.65, 0.0, -0.4, 0.7, -0.3],
+    ("none", True): [0.65, -0.65, 0.0, -0.05, 0.0, 0.05],
+}
+# TRL's own float32 counts are in the advantages and in the metrics
+FLOAT32 = 1e-6
+
+
+def fixed():
+    """Tensors without a random generator, which another torch may change; the clips hold some."""
+
+    def waves(step):
+        place = torch.arange(1, B * T + 1, dtype=torch.float64)
+        return -2 * (step * place).sin().abs().reshape(B, T)
+
+    return SimpleNamespace(
+        log_probs=waves(1.0),
+        old=waves(1.1),
+        reference=waves(1.3),
+        advantages=torch.tensor([1.25, -0.5, -0.75, 0.0, -1.5, 1.5], dtype=torch.float64),
+        mask=torch.arange(T) < torch.tensor([5, 1, 3, 4, 2, 5])[:, None],
+    )
+
+
+def fixed_rewards(holes):
+    rewards = torch.tensor(REWARDS, dtype=torch.float64)
+    return rewards.where(torch.arange(B) != 4, torch.nan) if holes else rewards
+
+
+@pytest.mark.parametrize(("reduction", "beta"), TRL_LOSSES)
+def test_the_loss_has_trls_frozen_numbers(reduction, beta):
+    config = PolicyConfig(beta=beta, reduction=reduction, clip_high=0.28)
+    found = policy_loss(**vars(fixed()), config=config, max_tokens=MAX_TOKENS, total=31.0)
+    # float64 all through; sums of 20 terms and another machine's sine
+    assert float(found.loss) == pytest.approx(TRL_LOSSES[reduction, beta], rel=1e-11)
+    assert float(found.kl) == pytest.approx(TRL_KL, rel=1e-11)
+    assert float(found.clip_share) == pytest.approx(TRL_CLIPPED, rel=1e-11)
+
+
+@pytest.mark.parametrize(("scale", "holes"), TRL_ADVANTAGES)
+def test_advantages_have_trls_frozen_numbers(scale, holes):
+    found = group_advantages(fixed_rewards(holes), group=GROUP, scale=scale)
+    expected = TRL_ADVANTAGES[scale, holes]
+    assert found.tolist() == pytest.approx(expected, rel=FLOAT32, abs=1e-12)
+
+
+def test_the_frozen_numbers_are_those_of_trl():
+    for (reduction, beta), expected in TRL_LOSSES.items():
+        config = PolicyConfig(beta=beta, reduction=reduction, clip_high=0.28)
+        loss, metrics = trl_loss(fixed(), config, total=31.0)
+        assert float(loss) == pytest.approx(expected, rel=1e-11)
+        assert metrics["clip_ratio/region_mean"] == pytest.approx(TRL_CLIPPED, rel=FLOAT32)
+        if beta:
+            assert metrics["kl"] == pytest.approx(TRL_KL, rel=FLOAT32)
+    for (scale, holes), expected in TRL_ADVANTAGES.items():
+        found = trl_advantages(fixed_rewards(holes), group=GROUP, scale=scale)
+        assert found.tolist() == pytest.approx(expected, rel=FLOAT32, abs=1e-12)
 
 
 # ------------------------------------------------------------------ laws

@@ -9,19 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specsegdiff.errors import CorpusError
 from specsegdiff.metrics.reports import Fields, Told
 from specsegdiff.narration import rewards
 from specsegdiff.narration.parsing import Finding, write_cells, write_findings
-from specsegdiff.narration.rewards import CellReward, CellWeights, TextReward, TextWeights, told
+from specsegdiff.narration.rewards import (
+    WORDS,
+    CellReward,
+    CellWeights,
+    TextReward,
+    TextWeights,
+    told,
+)
 
 TRUTH = ["15", "14", "11"]
 CELLS, TEXT = CellReward(), TextReward()
-WORDS = {
+SAID = {
     "15": Told("15", Fields("speech", "low", "vowel"), "Smeared harmonics of a vowel."),
     "14": Told("14", Fields("speech", "low", "consonant"), "A dull consonant."),
     "11": Told("11", Fields("non-speech", "mid", "unvoiced"), "Flat noise in a pause."),
 }
-TRUE_WORDS = list(WORDS.values())
+TRUE_WORDS = list(SAID.values())
 ROWS = [{"region": w.region, **w.fields._asdict(), "evidence": w.evidence} for w in TRUE_WORDS]
 
 
@@ -139,6 +147,28 @@ def test_a_reward_without_a_truth_does_not_apply():
     assert math.isnan(TEXT.parts("", TRUTH, []).total)
     assert CELLS(["[1, 2, 3]"], truth=[[]]) == [None]
     assert TEXT([""], ids=[TRUTH], truth=[[]]) == [None]
+
+
+@pytest.mark.parametrize("missing", ["", None])
+def test_a_reward_does_not_apply_to_the_other_query(missing):
+    """In the form of a file, in bare ids, and with nulls, which Arrow puts for what is missing."""
+    blank = [{"region": id, **dict.fromkeys(WORDS, missing)} for id in TRUTH]
+    truth, ids = [blank, TRUTH, [{"region": id} for id in TRUTH], ROWS], [[], [], [], TRUTH]
+    right, said = (
+        CELLS(["[15, 14, 11]"] * 4, truth=truth),
+        TEXT([answer()] * 4, ids=ids, truth=truth),
+    )
+    assert right == [pytest.approx(1.4)] * 3 + [None]
+    assert said == [None] * 3 + [TEXT.parts(answer(), TRUTH, TRUE_WORDS).total]
+    # also where a column of ids is filled
+    assert TEXT([answer()] * 2, ids=[TRUTH] * 2, truth=truth[:2]) == [None] * 2
+
+
+def test_a_row_that_lacks_a_field_is_named():
+    with pytest.raises(CorpusError, match=r"expected a row of truth with region.*export"):
+        TEXT([answer()], ids=[TRUTH], truth=[[{"region": "15", "time": "speech"}]])
+    with pytest.raises(CorpusError, match="expected a row of truth with region"):
+        CELLS(["[15, 14, 11]"], truth=[[{"cell": "15"}]])
 
 
 def test_rows_of_a_file_are_the_rows_of_the_scores():

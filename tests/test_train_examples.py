@@ -195,6 +195,45 @@ def test_other_trainers_find_their_columns(exported, tmp_path):
     assert found == pytest.approx([1.4])
 
 
+@pytest.mark.parametrize("style", ["swift", "trl"])
+def test_arrow_reads_both_queries_and_each_reward_knows_its_rows(tmp_path, style):
+    """`datasets` reads JSON lines with pyarrow, and TRL calls every reward with every row."""
+    reader = pytest.importorskip("pyarrow.json", reason="reading as datasets does needs pyarrow")
+    path = tmp_path / "examples.jsonl"
+    written = [example(number, query) for number in range(4) for query in (1, 2)]
+    export(written, path, style=style)
+    # some blocks of both queries, as in a large file
+    table = reader.read_json(path, read_options=reader.ReadOptions(block_size=2000))
+    columns = table.to_pydict()
+    assert columns["query"] == [1, 2] * 4
+    answers = [[{"role": "assistant", "content": e.answer}] for e in written]
+    cells, text = CellReward(k=2)(answers, **columns), TextReward()(answers, **columns)
+    assert cells[1::2] == text[::2] == [None] * 4
+    assert cells[::2] == pytest.approx([1.4] * 4)
+    expected = TextReward()([written[1].answer], ids=[written[1].ids], truth=[written[1].truth])
+    assert text[1::2] == pytest.approx(expected * 4)
+    # all but the agreement, which finds no field in "Dull."
+    assert expected == pytest.approx([1.6])
+
+
+def test_files_whose_truth_of_query_1_holds_bare_ids_are_still_read(exported, tmp_path):
+    rows = [json.loads(line) for line in exported.read_text().splitlines()]
+    for row in rows:
+        if row["query"] == 1:
+            row["truth"] = [region["region"] for region in row["truth"]]
+    old = tmp_path / "old.jsonl"
+    old.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert rows[0]["truth"] == ["15", "2"]
+    assert read_examples(old) == read_examples(exported)
+
+
+def test_a_true_region_without_its_id_is_named(exported):
+    lines = exported.read_text().splitlines()
+    exported.write_text(lines[0].replace('"region"', '"cell"') + "\n")
+    with pytest.raises(CorpusError, match="line 1: 'region'"):
+        read_examples(exported)
+
+
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"messages": []}', '{"id": "a", "query": 3, "messages": [1, 2, 3]}']
 )

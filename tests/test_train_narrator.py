@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from models import noise
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from specsegdiff.cells import RegionGrid
 from specsegdiff.errors import ConfigError
@@ -309,6 +310,52 @@ def test_the_parts_of_a_batch_average_to_the_whole(corpus, stage, monkeypatch):
     assert whole.abs().max() > 0
     # float32 sums in another order
     assert torch.allclose(whole, halves, atol=1e-5 * float(whole.abs().max()) + 1e-7)
+
+
+def test_flat_groups_that_are_dropped_are_not_counted_either(corpus, monkeypatch):
+    """On one process dapo divides by what bnpo counts: the tokens that stay."""
+    chosen = [e for e in read_examples(corpus) if e.query == 1]
+    items = Examples(chosen, corpus.parent, count=2, seed=0)
+    batch = [items[0], items[1]]
+    flat = batch[0].example.id
+
+    def reward(example, text):
+        return {"reward": 1.0 if example.id == flat else float(sum(map(ord, text)) % 7)}
+
+    def gradient(reduction, *, drop):
+        policy = PolicyConfig(group=4, reduction=reduction, drop_flat=drop)
+        module = module_for(corpus, "grpo-1", temperature=2.0, policy=policy)
+        monkeypatch.setattr(type(module), "global_step", 0)
+        module._parts = reward
+        module.training_step(batch, 0).backward()
+        return torch.cat([p.grad.flatten() for p in module.parameters() if p.requires_grad])
+
+    kept = gradient("bnpo", drop=True)
+    assert kept.abs().max() > 0
+    # on policy a flat group has no gradient of its own, so only the divisor can differ
+    assert not torch.allclose(kept, gradient("bnpo", drop=False), rtol=0.01)
+    assert torch.allclose(gradient("dapo", drop=True), kept, rtol=1e-5)
+
+
+def test_gradients_are_clipped_by_fsdp_where_it_shards_them(corpus, monkeypatch):
+    """Lightning raises there: it cannot know the norm of the whole gradient."""
+
+    class Sharded(FullyShardedDataParallel):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+        def clip_grad_norm_(self, max_norm, norm_type=2.0):
+            clipped.append(("fsdp", max_norm))
+
+    clipped = []
+    module = module_for(corpus, "sft-1")
+    monkeypatch.setattr(module, "clip_gradients", lambda o, *how: clipped.append(("here", *how)))
+    for model in (module, Sharded()):
+        monkeypatch.setattr(
+            module, "_trainer", SimpleNamespace(strategy=SimpleNamespace(model=model))
+        )
+        module.configure_gradient_clipping(None, 1.0, "norm")
+    assert clipped == [("here", 1.0, "norm"), ("fsdp", 1.0)]
 
 
 @pytest.mark.slow

@@ -36,9 +36,12 @@ class PolicyConfig:
     group: int = 8
     "Completions of one prompt."
     clip_low: float = 0.2
-    "The ratio counts from ``1 - clip_low``."
+    """The ratio counts from ``1 - clip_low``. It needs the ``old`` of `policy_loss`: the trainer
+    `specsegdiff.train.narrator` makes one update per draw, so its ratio is always 1, and neither
+    clip changes anything there."""
     clip_high: float = 0.2
-    "The ratio counts up to ``1 + clip_high``; DAPO uses 0.28."
+    """The ratio counts up to ``1 + clip_high``; DAPO uses 0.28. Without effect in that trainer, as
+    ``clip_low``."""
     beta: float = 0.01
     "Weight of the divergence from the reference; GRIDEX takes 0.01 for cells and 0.1 for text."
     reduction: Reduction = "grpo"
@@ -47,7 +50,8 @@ class PolicyConfig:
     "What an advantage is divided by; Dr. GRPO takes 'none'."
     drop_flat: bool = False
     """Leave out groups whose rewards are all equal: their advantage is 0, but the divergence would
-    pull."""
+    pull. The trainer takes them out of ``mask`` and ``total``: dapo and bnpo divide by the tokens
+    that stay; grpo and dr_grpo still divide by all completions, so the rest weighs no more."""
 
     def __post_init__(self) -> None:
         if self.group < 2:
@@ -188,8 +192,11 @@ def reduce_tokens(
     - ``dapo``: the sum over the counted tokens of all processes and accumulated batches.
     - ``bnpo``: the sum over the counted tokens of this batch.
 
-    ``total`` is for dapo: the counted tokens of the whole step, divided by the number of processes
-    whose gradients are averaged; without it, those of this batch. A mask without a token gives 0.
+    ``total`` is for dapo: the counted tokens of the whole step, those that ``mask`` drops not among
+    them, divided by the number of processes whose gradients are averaged; without it, those of this
+    batch. Averaged over processes that share a batch, all give what one process gives, but bnpo and
+    dapo without ``total``: these are then means of the processes' means. A mask without a token
+    gives 0.
     Raises `ConfigError` where dr_grpo lacks ``max_tokens``.
 
     >>> value, mask = torch.tensor([[1.0, 1.0], [4.0, 9.0]]), torch.tensor([[1, 1], [1, 0]]).bool()
@@ -231,7 +238,8 @@ def policy_loss(
 
     ``log_probs`` carry the gradient; ``old`` are those at sampling (None on policy: the same
     numbers, without gradient), ``reference`` those of the model without adapter (may be None
-    where beta is 0). ``max_tokens`` and ``total`` as in `reduce_tokens`.
+    where beta is 0). ``max_tokens`` and ``total`` as in `reduce_tokens`. ``config.drop_flat`` is
+    for the caller, who knows the rewards: leave `flat_groups` out of ``mask`` and ``total``.
 
     On policy and without divergence the value is minus the mean advantage, which scaling makes 0:
     its gradient, ``-A * grad log p``, is not. Show rewards as progress, never this.

@@ -9,7 +9,8 @@ ms-swift call reward functions:
   reward does not apply.
 - ms-swift: ``orms["cells"] = CellReward`` in a plug-in calls ``reward(completions, **columns)``.
 
-The columns are those that `specsegdiff.train.examples.export` writes. No trainer is imported.
+The columns are those that `specsegdiff.train.examples.export` writes, and a file may hold both
+queries: a reward gives None on the rows of the other. No trainer is imported.
 """
 
 import math
@@ -17,9 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from specsegdiff.errors import CorpusError
 from specsegdiff.metrics.ranking import ndcg_graded, recall_at_k
 from specsegdiff.metrics.reports import Fields, Told, consistency, field_accuracy, rouge_l
 from specsegdiff.narration.parsing import Finding, parse_cells, parse_findings
+
+WORDS = (*Fields._fields, "evidence")
+"What a row of the column ``truth`` says of its region; in rows of Query 1 it is empty."
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,13 @@ class CellReward:
     def __call__(
         self, completions: Sequence[Any], *, truth: Sequence[Sequence[Any]], **columns: Any
     ) -> list[float | None]:
-        """R1 of many answers, as TRL and ms-swift ask for it; other columns are passed over."""
+        """R1 of many answers, as TRL and ms-swift ask for it; other columns are passed over.
+
+        A row of ``truth`` is read by `true_cells`: rows with ``region`` and no words, or bare ids.
+        It is None for a row of Query 2, to which R1 does not apply.
+        """
         rows = zip(completions, truth, strict=True)
-        return [_plain(self.parts(_text(c), [str(id) for id in t]).total) for c, t in rows]
+        return [_plain(self.parts(_text(c), true_cells(t)).total) for c, t in rows]
 
 
 @dataclass(frozen=True)
@@ -158,23 +167,63 @@ class TextReward:
         completions: Sequence[Any],
         *,
         ids: Sequence[Sequence[Any]],
-        truth: Sequence[Sequence[Mapping[str, Any]]],
+        truth: Sequence[Sequence[Any]],
         **columns: Any,
     ) -> list[float | None]:
         """R2 of many answers, as TRL and ms-swift ask for it; other columns are passed over.
 
-        A row of ``truth`` holds ``region``, ``time``, ``frequency``, ``phone`` and ``evidence``.
+        A row of ``truth`` is read by `true_words`: rows with ``region``, ``time``, ``frequency``,
+        ``phone`` and ``evidence``. It is None for a row of Query 1, to which R2 does not apply.
         """
         return [
-            _plain(self.parts(_text(c), [str(id) for id in i], [told(row) for row in t]).total)
+            _plain(self.parts(_text(c), [str(id) for id in i], true_words(t)).total)
             for c, i, t in zip(completions, ids, truth, strict=True)
         ]
 
 
+def true_cells(truth: Sequence[Any]) -> list[str]:
+    """Read the true regions of Query 1 out of its column ``truth``; none for a row of Query 2.
+
+    Also reads the bare ids of older files. Raises `CorpusError` on a row without a region.
+
+    >>> blank = {"time": "", "frequency": "", "phone": "", "evidence": ""}
+    >>> true_cells([{"region": "15", **blank}]), true_cells(["15", 14])
+    (['15'], ['15', '14'])
+    """
+    if any(map(_has_words, truth)):
+        return []
+    return [str(_get(row, "region") if isinstance(row, Mapping) else row) for row in truth]
+
+
+def true_words(truth: Sequence[Any]) -> list[Told]:
+    """Read the true rows of Query 2 out of its column ``truth``; none for a row of Query 1.
+
+    Raises `CorpusError` on a row that lacks a field.
+    """
+    return [told(row) for row in truth] if any(map(_has_words, truth)) else []
+
+
 def told(row: Mapping[str, Any]) -> Told:
-    """Read a row of the column ``truth``: plain data, as a file of examples holds it."""
-    fields = Fields(row["time"], row["frequency"], row["phone"])
-    return Told(str(row["region"]), fields, row["evidence"])
+    """Read one row of Query 2's column ``truth``: plain data, as a file of examples holds it.
+
+    Raises `CorpusError` where it lacks a field.
+    """
+    fields = Fields(_get(row, "time"), _get(row, "frequency"), _get(row, "phone"))
+    return Told(str(_get(row, "region")), fields, _get(row, "evidence"))
+
+
+def _has_words(row: Any) -> bool:
+    """Whether a row of ``truth`` is one of Query 2: those of Query 1 have a region only."""
+    return isinstance(row, Mapping) and any(row.get(name) for name in WORDS)
+
+
+def _get(row: Any, name: str) -> Any:
+    if not isinstance(row, Mapping) or name not in row:
+        raise CorpusError(
+            f"expected a row of truth with region, {', '.join(WORDS)}, got {row!r}; "
+            "write the file with specsegdiff.train.examples.export"
+        )
+    return row[name]
 
 
 def _slot(finding: Finding, true: Told | None) -> tuple[float, float, float, float, float]:

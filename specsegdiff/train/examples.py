@@ -25,6 +25,7 @@ from specsegdiff.narration.measurements import measure_pair
 from specsegdiff.narration.parsing import Finding, write_cells, write_findings
 from specsegdiff.narration.picture import PictureConfig, draw_regions
 from specsegdiff.narration.prompts import Prompt, describe_prompt, select_prompt
+from specsegdiff.narration.rewards import WORDS
 from specsegdiff.narration.schema import Kind
 from specsegdiff.shapes import Map, Mask, Wave
 
@@ -212,7 +213,9 @@ def export(
     ``swift``: ``messages`` with ``<image>`` in the user's turn and ``images``, as ms-swift and
     LLaMA-Factory read them (the latter as format sharegpt with the roles of OpenAI). ``trl``:
     ``prompt`` and ``completion`` without that tag, which TRL puts in by itself. Both carry the
-    columns that the rewards read: ``ids`` and ``truth``.
+    columns that the rewards read: ``ids`` and ``truth``. The latter has one type in all rows, as
+    Arrow wants it: rows with region, time, frequency, phone and evidence, of which those of Query 1
+    have the region only and "" for the rest.
     """
     if style not in ("swift", "trl"):
         raise ConfigError(f"style must be 'swift' or 'trl', got {style!r}")
@@ -221,7 +224,10 @@ def export(
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Read what `export` wrote in style ``swift``; raises `CorpusError` that names the line."""
+    """Read what `export` wrote in style ``swift``; raises `CorpusError` that names the line.
+
+    Older files, whose ``truth`` of Query 1 holds bare ids, give the same examples.
+    """
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -243,7 +249,7 @@ def read_examples(path: str | Path) -> list[Example]:
                     prompt=Prompt(system, user.removeprefix("<image>")),
                     answer=assistant,
                     ids=tuple(row["ids"]),
-                    truth=tuple(row["truth"]),
+                    truth=tuple(row["truth"] if row["query"] == 2 else map(_id, row["truth"])),
                 )
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -267,5 +273,15 @@ def _row(example: Example, style: str) -> dict[str, Any]:
         **turns,
         "images": [example.picture],
         "ids": list(example.ids),
-        "truth": list(example.truth),
+        "truth": list(example.truth) if example.query == 2 else _blank_rows(example.truth),
     }
+
+
+def _blank_rows(ids: Sequence[Any]) -> list[dict[str, str]]:
+    """Rows of Query 1 in the type of Query 2's: readers of Arrow take no other in one column."""
+    return [{"region": str(id), **dict.fromkeys(WORDS, "")} for id in ids]
+
+
+def _id(row: Any) -> str:
+    """Region of a row of Query 1, or the bare id of an older file."""
+    return str(row["region"] if isinstance(row, dict) else row)

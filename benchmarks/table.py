@@ -32,7 +32,8 @@ def fill(text: str, results: Path) -> str:
     """Text with each of its blocks rendered anew from ``results/NAME.json``."""
 
     def block(match: re.Match[str]) -> str:
-        file, render = results / f"{match['name']}.json", RENDERERS[match["name"]]
+        name = match["name"]
+        file, render = results / f"{OTHER_FILES.get(name, name)}.json", RENDERERS[name]
         content = render(json.loads(file.read_text("utf-8"))) if file.exists() else MISSING
         return f"{match[1]}{content}{match[3]}"
 
@@ -96,6 +97,7 @@ def attribution(result: Mapping[str, Any]) -> str:
         if any(part in row for row in rows)
     )
     every = "" if meta["every"] == 1 else f", every {meta['every']}th pair"
+    recordings = max(row.get("similarity", {}).get("pairs", 0) for row in rows)
     return (
         f"{_by_vocoders(rows, truth | cost)}\n{_headline(result['headline'])}"
         f"GDice and Dice at each map's own top 5 %, in percent. {ranked[meta['ranking']]} Cost of "
@@ -104,13 +106,29 @@ def attribution(result: Mapping[str, Any]) -> str:
         "What the detector makes of those 5 % alone (AI, AD, AG, Fid-In, in percent) and of the "
         "rest (FF, from -1 to 1).\n\n"
         f"{_table(['method', *alike.values()], [_similarity(row, alike) for row in rows])}\n"
-        "For one recording under several vocoders, phi coefficients of masks: among the method's "
+        f"For one recording under several vocoders ({recordings} recordings), "
+        "phi coefficients of masks: among the method's "
         "own, that less the same among the true masks, and with the own truth less with another "
         "vocoder's. A method that draws content has 1, the largest, 0; the true mask has 0 in the "
         "middle.\n\n"
         f"95 % bootstrap intervals by source recording. Split {meta['split']}{every}: {counts}. "
         f"Detector {meta['detector'][:24]}. {_commit(meta)}, "
         f"{meta['device']}.\n"
+    )
+
+
+def attribution_brief(result: Mapping[str, Any]) -> str:
+    """Markdown of the same benchmark in short: GDice and the ratio."""
+    meta, order = result["meta"], ("ours", "attribution", "control")
+    rows = [row for row in result["rows"] if row["method"] != "true mask"]
+    rows = sorted(rows, key=lambda row: order.index(row["group"]))
+    lines = [
+        [_named(row), *(cell(row.get(part, {}).get("gdice")) for part in PARTS)] for row in rows
+    ]
+    return (
+        f"{_table(['method', *(f'GDice, {name}' for name in PARTS.values())], lines)}\n"
+        f"{_headline(result['headline'])}Split {meta['split']}, every {meta['every']}th pair, "
+        f"with 95 % bootstrap intervals by source recording. {_commit(meta)}, {meta['device']}.\n"
     )
 
 
@@ -422,7 +440,7 @@ def _headline(parts: Mapping[str, Mapping[str, Any]]) -> str:
         (ours, high), (theirs, low) = found["ours"], found["attribution"]
         text += (
             f"On {PARTS[part]}, GDice of {ours} ({high:.1f}) is {found['ratio']:.1f} times that of "
-            f"the best attribution, {theirs} ({low:.1f})"
+            f"the best attribution by the better of its two rankings, {theirs} ({low:.1f})"
         )
         if found["over_chance"] is not None:
             text += f"; above chance ({found['chance']:.1f}), {found['over_chance']:.1f} times"
@@ -557,6 +575,9 @@ def mfpt(result: Mapping[str, Any]) -> str:
     )
 
 
+OTHER_FILES = {"attribution-brief": "attribution"}
+"Blocks whose file has another name."
+
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "segmentation": segmentation,
     "segmentation-four-vocoders": four_vocoders,
@@ -568,6 +589,7 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "runtimes": runtimes,
     "newcomer": newcomer,
     "attribution": attribution,
+    "attribution-brief": attribution_brief,
     "attribution-timing": attribution_timing,
     "probes": probes,
     "grounding": grounding,

@@ -193,8 +193,8 @@ class RawWrapper(nn.Module):
 
     ``wrapper(*wrapper.split(wave))`` is ``detector(wave)`` to rounding at every length: within 1e-5
     for most detectors, 6e-5 for the embedded one, which magnifies that of float32 (2e-14 in
-    float64). It has gradients in value and phase. An attribution depends on what the value is, so ``scale`` is
-    always named:
+    float64). It has gradients in value and phase. An attribution depends on what the value is, so
+    ``scale`` is always named:
 
     - ``'linear'``: the magnitude ``|Y|``. Gradient times value is then the sum over real and
       imaginary part that DFT-LRP takes. A value below 0 turns the phase by half a turn.

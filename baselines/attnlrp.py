@@ -57,6 +57,11 @@ class AttnLRP:
     ) -> None:
         if scale not in ("linear", "log"):
             raise ConfigError(f"scale must be 'linear' or 'log', got {scale!r}")
+        if rules is not None and not isinstance(rules, LRPRules):
+            raise ConfigError(
+                f"rules must be an LRPRules, got {rules!r}; "
+                "LRPRules(gamma_conv=0, gamma_linear=0) is the epsilon rule"
+            )
         self.rules = rules or LRPRules()
         check_zennit(self.rules)
         self.plane = Plane(detector, target=target, stft=stft, scale="linear")

@@ -28,7 +28,14 @@ from specsegdiff.narration.rules import RuleNarrator
 from specsegdiff.narration.schema import Narrator, Report
 from specsegdiff.narration.vlm import VLMConfig, VLMNarrator, hottest
 from specsegdiff.progress import reported
-from specsegdiff.sampling import Draws, fastest_dtype, is_one_pass, sample
+from specsegdiff.sampling import (
+    Draws,
+    check_device,
+    check_precision,
+    fastest_dtype,
+    is_one_pass,
+    sample,
+)
 from specsegdiff.storage import BLOCK_SAMPLES, MapStore, MapWriter
 
 WINDOW_FRAMES = 1024
@@ -36,7 +43,7 @@ WINDOW_FRAMES = 1024
 
 CONTEXT_FRAMES = 256
 """Frames that a window sees on each side of those; with the embedded model, what lies beyond moves
-its heat by less than 2e-5 (docs/decisions/0003)."""
+its heat by less than 2e-4 in float32 (docs/decisions/0003)."""
 
 SILENCE = 1e-12
 "RMS below which a recording holds no sound; its gain would leave the range of float32."
@@ -66,7 +73,7 @@ def explain(
     seed: int = 0,
     share: float = 0.05,
     precision: torch.dtype | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     progress: Callable[[int, int], object] | bool | None = None,
 ) -> Explanation:
     """Show where a recording was synthesised: the heatmap, its spread, a mask and its regions.
@@ -77,7 +84,8 @@ def explain(
     embedded one, False none. ``narrator`` puts the result into words where `Explanation.report` is
     asked, by default by rules. ``draws`` and ``steps`` default to the model's own; the embedded one
     takes one step, and draws differ from two on. The same ``seed`` gives the same maps.
-    ``precision`` is the segmenter's type, by default bfloat16 where this CPU computes with it.
+    ``precision`` is the segmenter's type, float32, bfloat16 or float16, by default bfloat16 where
+    this CPU computes with it.
     ``progress`` is called with (network passes done, all); True shows a bar, None shows it for long
     work in a terminal.
     Long recordings are read, explained and stored in windows, so what the networks need does not
@@ -92,12 +100,17 @@ def explain(
     if not 0 < share < 1:
         raise ConfigError(f"share must lie between 0 and 1, got {share!r}")
     network = None if isinstance(model, OnnxSegmenter) else model
+    device = str(device)
+    if network is not None:
+        check_device(device)
     # graphs compute as they were exported, on the CPU
-    precision = precision or (fastest_dtype(device) if network else torch.float32)
+    if precision is None:
+        precision = fastest_dtype(device) if network else torch.float32
     if network is None and (device, precision) != ("cpu", torch.float32):
         raise ConfigError(
             f"ONNX graphs run on the CPU in float32, got {device!r} and {precision}; leave both out"
         )
+    check_precision(precision)
     with open_audio(source, sample_rate, target_rate=config.stft.sample_rate) as stream:
         wave, gain = _read(stream, model)
         name, file_hash = stream.name, _file_hash(source)

@@ -25,6 +25,9 @@ Config = TypeVar("Config")
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
+LONGEST_SHOWN = 200
+"Characters of a model's name that a message repeats."
+
 
 def save_model(model: nn.Module, folder: str | Path, *, half: bool = False) -> None:
     """Write a model's configuration and tensors to ``folder``; with ``half``, floating tensors as
@@ -282,22 +285,44 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 def resolve(source: str | Path, *, revision: str | None) -> Path:
     """Folder of a model, fetched from the Hub where the source is an id; raises `CheckpointError`
     where there is none."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if isinstance(source, Path) or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not isinstance(source, str | os.PathLike):
         raise CheckpointError(
-            f"no folder {folder}; pass one that save_pretrained wrote, or a hub id 'owner/name'"
+            f"expected a folder or a hub id 'owner/name', got {source!r} "
+            f"of type {type(source).__name__}"
+        )
+    folder = Path(source)
+    name = str(source)
+    shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+    try:
+        if folder.is_dir():
+            return folder
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot look for a folder {shown} ({error.strerror}); "
+            "pass one that save_pretrained wrote, or a hub id 'owner/name'"
+        ) from error
+    if not isinstance(source, str) or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"no folder {shown}; pass one that save_pretrained wrote, or a hub id 'owner/name'"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         return Path(
             snapshot_download(source, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME])
         )
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{shown!r} is neither a folder here nor a valid hub id; pass a folder that "
+            "save_pretrained wrote, or an id 'owner/name' of letters, digits, '-', '_' and '.'"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{source!r} is no folder here and could not be fetched from the hub "
+            f"{shown!r} is no folder here and could not be fetched from the hub "
             f"({type(error).__name__}); check the name and the connection, or pass a folder"
         ) from error

@@ -20,6 +20,9 @@ NOISE_BLOCK = 64
 """Grid columns of starting noise that share a generator, so that windows of one recording agree on
 it."""
 
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+"Types that the networks compute in."
+
 
 @runtime_checkable
 class Segmenter(Protocol):
@@ -148,6 +151,7 @@ def draw_masks(
         _check_count(chunk, name="chunk")
     if not isinstance(seed, int):
         raise ConfigError(f"seed must be an integer, got {seed!r}; the noise hangs on it exactly")
+    check_precision(dtype)
     frames = condition.shape[-1]
     shape = (config.patch[0] * config.patch[1], *model.grid(frames))
     device = condition.device.type
@@ -272,6 +276,27 @@ def fastest_dtype(device: str) -> torch.dtype:
         if any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
             return torch.bfloat16
     return torch.float32
+
+
+def check_precision(dtype: object) -> None:
+    """Raise `ConfigError` unless the networks can compute in a type."""
+    if dtype not in PRECISIONS:
+        raise ConfigError(
+            f"precision must be one of {', '.join(map(str, PRECISIONS))}, got {dtype!r}; "
+            "pass the torch type itself, not its name"
+        )
+
+
+def check_device(device: object) -> None:
+    """Raise `ConfigError` where nothing can be computed on a device."""
+    name = str(device)
+    try:
+        torch.zeros(1, device=name)
+    # torch asserts that it was built for the device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"cannot compute on device {name!r} ({error}); use cpu, or cuda where there is one"
+        ) from error
 
 
 def _check_count(value: int, *, name: str, at_most: int | None = None) -> None:

@@ -9,6 +9,7 @@ from models import STFT, TINY, awake, make_model, noise
 from specsegdiff.api import explain
 from specsegdiff.errors import CheckpointError, ConfigError, ShapeError
 from specsegdiff.hub import weights_hash
+from specsegdiff.models.aasist import AASIST
 from specsegdiff.models.addsegdiff import (
     ADDSegDiff,
     ADDSegDiffConfig,
@@ -251,6 +252,11 @@ def test_bad_input_is_a_typed_error():
         ADDSegDiff(CONFIG).condition(noise(1, 500))
     with pytest.raises(ConfigError, match="expected features of width 7"):
         ADDSegDiff(replace(CONFIG, feature_size=7), Energies()).condition(noise(1, 500))
+    for detector in (AASIST.from_preset("tiny"), "a detector"):
+        with pytest.raises(ConfigError, match=f"features.*got a {type(detector).__name__}"):
+            ADDSegDiff(CONFIG, detector)
+        with pytest.raises(ConfigError, match="features"):
+            model.attach(detector)
     with pytest.raises(ConfigError, match="has no front_map"):
         ADDSegDiff(FRONT, OnlyLayers()).condition(noise(1, 500))
     wider = replace(FRONT, front=replace(FRONT.front, channels=4))

@@ -229,6 +229,25 @@ def test_a_level_is_no_artifact(model):
     assert torch.allclose(loud.heatmap, quiet.heatmap, atol=1e-5)
 
 
+def test_a_device_may_be_torchs(model):
+    same(
+        explain(WAVE, RATE, model=model, device=torch.device("cpu"), **EXACT),
+        explain(WAVE, RATE, model=model, device="cpu", **EXACT),
+    )
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_precision_is_the_one_computed_in(model, precision):
+    seen = set()
+    watch = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, out: seen.add(out.dtype) if isinstance(module, torch.nn.Conv2d) else None
+    )
+    with watch:
+        found = explain(WAVE, RATE, model=model, detector=False, precision=precision)
+    assert seen == {precision}
+    assert found.provenance.precision == str(precision).removeprefix("torch.")
+
+
 def test_bfloat16_is_near_float32(model):
     exact, fast = (
         explain(WAVE, RATE, model=model, precision=p) for p in (torch.float32, torch.bfloat16)
@@ -358,6 +377,13 @@ def test_bad_audio_is_an_audio_error(model, tmp_path, source, rate, says):
         {"share": 1.0},
         {"share": float("nan")},
         {"seed": "a"},
+        {"precision": torch.float64},
+        {"precision": torch.int8},
+        {"precision": "bfloat16"},
+        {"precision": ""},
+        {"device": "abacus"},
+        {"device": f"cuda:{torch.cuda.device_count()}"},
+        {"device": None},
     ],
 )
 def test_settings_outside_their_domain_are_config_errors(model, options):

@@ -641,6 +641,9 @@ def test_other_settings_and_waves_are_refused():
     for settings in ({"scale": "db"}, {"target": "fake"}, {"target": -1}):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             AttnLRP(model, rules=EXACT, **settings)
+    for rules in ("epsilon", "", {"epsilon": 1e-6}):
+        with pytest.raises(ConfigError, match="rules must be an LRPRules"):
+            AttnLRP(model, rules=rules)
     lrp = AttnLRP(model, rules=EXACT)
     for wave in (torch.zeros(5_000), torch.zeros(0, 5_000), torch.full((1, 500), torch.nan)):
         with pytest.raises(ShapeError):

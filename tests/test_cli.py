@@ -167,6 +167,16 @@ def test_the_example_is_compared_with_its_true_mask(place: Path, tmp_path: Path)
     assert f"true mask: {100 * told['true_share']:.0f} %" in succeed(*words).stdout
 
 
+def test_an_empty_mask_has_no_true_share(place: Path) -> None:
+    words = ("explain", "--example", "--model", place / "model", "--draws", 1, "--share", 1e-7)
+    said = succeed(*words, "--json").stdout
+    told = json.loads(said, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert told["true_share"] is None
+    text = succeed(*words).stdout
+    assert "true mask: no bin is marked" in text
+    assert "nan" not in text
+
+
 def test_the_seed_decides_the_maps(place: Path, tmp_path: Path) -> None:
     # one step starts blind and sees no noise
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

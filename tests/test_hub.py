@@ -6,6 +6,7 @@ import json
 import pickle
 import struct
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -242,6 +243,23 @@ def test_a_missing_file_is_named(saved, missing):
 def test_a_missing_folder_is_not_asked_of_the_hub(source, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("asked"))
     with pytest.raises(CheckpointError, match="no folder"):
+        SpecSegDiff.from_pretrained(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("a b/c", "neither a folder here nor a valid hub id"),
+        ("a/", "neither a folder here nor a valid hub id"),
+        ("a\0b", "no folder"),
+        ("x" * 5_000, r"x{200}\.\.\. \(.*too long"),
+        (Path("x" * 5_000), "too long"),
+        (None, "got None of type NoneType"),
+        (7, "got 7 of type int"),
+    ],
+)
+def test_what_can_be_no_name_of_a_model_is_a_checkpoint_error(source, says):
+    with pytest.raises(CheckpointError, match=says):
         SpecSegDiff.from_pretrained(source)
 
 

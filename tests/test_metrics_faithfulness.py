@@ -174,7 +174,7 @@ def test_what_are_no_probabilities_is_refused(name, full, other, message):
 
 def test_an_unknown_class_is_refused():
     half = torch.tensor([[0.5, 0.5]])
-    for target in (-1, 2):
+    for target in (-1, 2, "spoof", True, 1.0):
         for score in (metrics.ai, metrics.ad, metrics.ag, metrics.ff):
             with pytest.raises(ConfigError, match="one of the 2 classes"):
                 score(half, half, target=target)
@@ -361,9 +361,10 @@ def test_bad_maps_and_options_are_refused():
         scores_of(detector, wave, heat - 0.5, masking="soft")
     with pytest.raises(ConfigError, match="masking must be 'top'"):
         scores_of(detector, wave, heat, masking="hard")
-    with pytest.raises(ConfigError, match="share must lie in"):
-        scores_of(detector, wave, heat, share=5)
-    for steps in (0, 33 * 19 + 1):
+    for share in (5, math.nan, "0.05", None, True):
+        with pytest.raises(ConfigError, match="share must lie in"):
+            scores_of(detector, wave, heat, share=share)
+    for steps in (0, 33 * 19 + 1, 2.0, "2", True):
         with pytest.raises(ConfigError, match=r"steps must lie in \[1, 627\]"):
             curves_of(detector, wave, heat, steps=steps)
 

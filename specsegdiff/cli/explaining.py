@@ -77,9 +77,10 @@ def explain(
     )
     if out is not None:
         _save(explanation, out)
-    found = _true_share(explanation) if example else None
     if as_json:
-        more = {"out": out and str(out)} | ({} if found is None else {"true_share": found})
+        more = {"out": out and str(out)} | (
+            {"true_share": _true_share(explanation)} if example else {}
+        )
         print(json.dumps(explanation.to_dict() | more, ensure_ascii=False))
         return
     heading, *_, foot = str(explanation).splitlines()
@@ -98,8 +99,13 @@ def explain(
         heading=heading,
     )
     print(foot)
-    if found is not None:
-        print(f"true mask: {100 * found:.0f} % of the marked bins lie in it, by chance 5 %")
+    if example:
+        found = _true_share(explanation)
+        print(
+            "true mask: no bin is marked, so none can lie in it"
+            if found is None
+            else f"true mask: {100 * found:.0f} % of the marked bins lie in it, by chance 5 %"
+        )
     if out is not None:
         print(f"wrote {out / 'explanation.png'}, {out / 'report.html'} and the maps beside them")
 
@@ -225,11 +231,14 @@ def export(
     print(f"wrote {files[0]} and {files[1]}")
 
 
-def _true_share(explanation: "Explanation") -> float:
-    """Share of the marked bins that lie in the true mask of the example in the package."""
+def _true_share(explanation: "Explanation") -> float | None:
+    """Share of the marked bins that lie in the true mask of the example in the package; None where
+    none is marked."""
     from specsegdiff.data.voice import example_mask
 
     marked = explanation.mask
+    if not marked.any():
+        return None
     return float((marked & example_mask()).sum() / marked.sum())
 
 

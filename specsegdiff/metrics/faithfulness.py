@@ -27,6 +27,7 @@ Source: Paissan et al. 2024, L-MAC, arXiv 2403.13086, section 4.1. Departures: F
 and not a share; masks act on the linear magnitude of a waveform, and not on ``log1p`` of it.
 """
 
+import numbers
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -230,8 +231,10 @@ def perturbation_curves(
     """
     _check_heatmap(heatmap)
     bins = heatmap.shape[-2] * heatmap.shape[-1]
-    if not 1 <= steps <= bins:
-        raise ConfigError(f"steps must lie in [1, {bins}], the number of bins, got {steps!r}")
+    if not _is_number(steps, numbers.Integral) or not 1 <= steps <= bins:
+        raise ConfigError(
+            f"steps must lie in [1, {bins}], an integer up to the number of bins, got {steps!r}"
+        )
     counts = [round(step * bins / steps) for step in range(steps + 1)]
     rank = _rank(heatmap)
     with _listening(detector, wave, heatmap, stft) as hear:
@@ -272,11 +275,15 @@ def _column(full: Tensor, target: int | None) -> Int[Tensor, "b 1"]:
     """Index of the explained class of each item."""
     if target is None:
         return full.argmax(1, keepdim=True)
-    if not 0 <= target < full.shape[1]:
+    if not _is_number(target, numbers.Integral) or not 0 <= target < full.shape[1]:
         raise ConfigError(
-            f"target must be one of the {full.shape[1]} classes, counted from 0, got {target!r}"
+            f"target must be one of the {full.shape[1]} classes, an integer from 0, got {target!r}"
         )
-    return torch.full((len(full), 1), target, device=full.device)
+    return torch.full((len(full), 1), int(target), device=full.device)
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _pick(probabilities: Tensor, column: Tensor) -> Score:
@@ -309,8 +316,8 @@ def _check_heatmap(heatmap: Tensor) -> None:
 def _mask(heatmap: Tensor, masking: Masking, share: float) -> Tensor:
     if masking not in ("top", "soft", "positive"):
         raise ConfigError(f"masking must be 'top', 'soft' or 'positive', got {masking!r}")
-    if not 0 <= share <= 1:
-        raise ConfigError(f"share must lie in [0, 1], got {share!r}")
+    if not _is_number(share, numbers.Real) or not 0 <= share <= 1:
+        raise ConfigError(f"share must lie in [0, 1], a number, got {share!r}")
     if heatmap.dtype == torch.bool:
         return heatmap.float()
     if masking == "top":

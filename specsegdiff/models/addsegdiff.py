@@ -186,7 +186,15 @@ class ADDSegDiff(SegDiff):
         return model
 
     def attach(self, detector: FeatureSource | None) -> None:
-        """Take the features of a detector; it is not trained, moved or saved with this model."""
+        """Take the features of a detector; it is not trained, moved or saved with this model.
+
+        Raises `ConfigError` on a detector without ``features``."""
+        if detector is not None and not callable(getattr(detector, "features", None)):
+            raise ConfigError(
+                f"expected a detector with a method features(wave, layers), got a "
+                f"{type(detector).__name__}; attach the detector it was trained on, "
+                "such as a Wav2Vec2AASIST"
+            )
         # past nn.Module, which would make its weights ours
         object.__setattr__(self, "detector", detector)
 

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specsegdiff.errors import ConfigError
-
 if TYPE_CHECKING:
     from specsegdiff.export import OnnxSegmenter
     from specsegdiff.models.segdiff import SpecSegDiff

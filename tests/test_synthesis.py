@@ -71,6 +71,18 @@ def test_the_draw_of_vocoders_hangs_on_seed_and_recording_alone(recordings, tmp_
     assert drawn("c", recordings, seed=1) != drawn("a", recordings)
 
 
+def test_a_narrow_recording_limits_the_band_of_its_pairs(recordings, tmp_path):
+    import soundfile
+
+    for rate in (8_000, 44_100):
+        soundfile.write(tmp_path / f"at{rate}.wav", speech(n_samples=rate).numpy(), rate)
+    sources = [tmp_path / "at8000.wav", tmp_path / "at44100.wav", recordings[0]]
+    bank = [Stub("a"), Stub("b", band_hz=3_000.0), Stub("c", band_hz=6_000.0)]
+    made = make_pairs(sources, tmp_path / "out", vocoders=bank)
+    narrow, wide = [4_000.0, 3_000.0, 4_000.0], [None, 3_000.0, 6_000.0]
+    assert [pair.band_hz for pair in made] == narrow + 2 * wide
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(recordings, tmp_path):
     one, two = (

@@ -13,8 +13,11 @@ from models import awake, noise
 from toy import vocoded, voice, write_corpus
 from typer.testing import CliRunner
 
+from specsegdiff.benchmark import score_maps
 from specsegdiff.cli import app
+from specsegdiff.data.audio import load_audio, write_audio
 from specsegdiff.data.manifest import read_manifest, write_manifest
+from specsegdiff.data.pairs import Pair
 from specsegdiff.errors import ConfigError, CorpusError
 from specsegdiff.hub import weights_hash
 from specsegdiff.masks import MaskConfig, difference, top_share
@@ -25,11 +28,25 @@ from specsegdiff.models.wav2vec2_aasist import Wav2Vec2AASIST
 
 pytest.importorskip("lightning", reason="training needs the extra 'train'")
 
+from specsegdiff.sampling import sample
 from specsegdiff.train import features, recipe, segmenter
 from specsegdiff.train.average import average
-from specsegdiff.train.features import AugmentConfig, Crops, Item, make_item, make_items
+from specsegdiff.train.features import (
+    AugmentConfig,
+    Change,
+    Crops,
+    Item,
+    make_item,
+    make_items,
+)
 from specsegdiff.train.recipe import moving_average
-from specsegdiff.train.segmenter import TrainConfig, read_config, start_from, train
+from specsegdiff.train.segmenter import (
+    SegmenterModule,
+    TrainConfig,
+    read_config,
+    start_from,
+    train,
+)
 
 # Lightning's advice on workers, folders and intervals
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -410,6 +427,76 @@ def test_copies_are_changed_alike_and_an_unreadable_pair_is_told(corpus):
     assert all(abs(length / lengths[0] - 1) < 0.16 for length in lengths)
     # a gain or a filter on both members would leave most of the mask in place
     assert all(0.02 < float((item.margin >= 0).double().mean()) < 0.08 for item in first)
+
+
+def late_pair(pair, folder):
+    """The same pair with silence before the real recording, to be aligned frame by frame."""
+    real = torch.cat([torch.zeros(4_096), load_audio(pair.real)])
+    write_audio(folder / "late.flac", real, sample_rate=16_000)
+    return replace(pair, real=folder / "late.flac", n_samples=None, align="dtw")
+
+
+def test_a_dtw_pair_is_aligned_before_its_margin_is_taken(corpus, tmp_path):
+    pair, model = read_manifest(corpus)[0], SpecSegDiff(MODEL)
+    late = late_pair(pair, tmp_path)
+    (item,) = make_items([late], model, MaskConfig(), AugmentConfig(copies=2), seed=0)
+    straight = make_item(pair, model, MaskConfig())
+    # on the fake's frames, and nearly what the pair without the silence gives
+    assert torch.equal(item.condition, straight.condition)
+    assert item.margin.shape == straight.margin.shape
+    mask, known = item.margin >= 0, straight.margin >= 0
+    assert float((mask & known).sum() / known.sum()) > 0.8
+    with pytest.raises(ConfigError, match="align is 'dtw'"):
+        make_item(late, model, MaskConfig(), change=Change(90, None))
+
+
+def white_pair(folder):
+    """White noise of the whole band, and a fake that differs everywhere."""
+    real = noise(16_000, seed=1, scale=0.1)
+    for name, wave in (("real", real), ("fake", real + noise(16_000, seed=2, scale=0.05))):
+        write_audio(folder / f"{name}.flac", wave, sample_rate=16_000)
+    return Pair("white", folder / "real.flac", folder / "fake.flac")
+
+
+@pytest.mark.parametrize(
+    ("percent", "band_hz", "expected"),
+    [
+        (88, None, 7_040.0),
+        (88, 4_000.0, 3_520.0),
+        (112, 4_000.0, 4_480.0),
+        (112, None, None),
+        (112, 7_900.0, None),
+    ],
+)
+def test_the_band_of_a_copy_moves_with_its_speed(tmp_path, percent, band_hz, expected):
+    pair, model = replace(white_pair(tmp_path), band_hz=band_hz), SpecSegDiff(MODEL)
+    item = make_item(pair, model, MaskConfig(), change=Change(percent, None))
+    counts = ~item.margin.isnan().any(dim=1)
+    assert torch.equal(counts, torch.arange(513) * 15.625 <= (expected or 8_000.0))
+    if band_hz is None:
+        # what counts is what the copy carries: beyond lies only the resampler's floor
+        level = item.condition.float().mean(dim=1)
+        assert float(level[counts].min()) > float(level[counts].median()) - 0.3
+        assert not (~counts).any() or float(level[~counts][20:].max()) < float(level[counts].min())
+
+
+def test_val_gdice_is_what_evaluate_counts(corpus, tmp_path, monkeypatch):
+    """Within the band of a narrow pair, and on the frames of an aligned one."""
+    narrow = replace(read_manifest(corpus)[3], band_hz=2_000.0)
+    pairs = [narrow, late_pair(narrow, tmp_path)]
+    module = SegmenterModule(config_of(corpus), pairs)
+    awake(module.model)
+    told = []
+    monkeypatch.setattr(module, "log", lambda name, value, **_: told.append(float(value)))
+    for place in range(2):
+        module.validation_step(torch.tensor(place), place)
+
+    def method(pair, fake):
+        condition = module.model.condition(fake[None])
+        return sample(module.model, condition, draws=1, items=[pair.id]).mean[0]
+
+    rows = score_maps(method, pairs, stft=MODEL.stft)
+    assert told == pytest.approx([row["gdice"] for row in rows])
 
 
 def item_of(frames, *, vocoder="a", local=False, fill=0.0):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from specsegdiff.data.audio import load_audio, write_audio
+from specsegdiff.data.audio import open_audio, write_audio
 from specsegdiff.data.copies import make_pair
 from specsegdiff.data.manifest import read_manifest
 from specsegdiff.data.pairs import Pair
@@ -208,7 +208,9 @@ def _vocode_source(
 
     real = Path("real") / f"{source.id}.flac"
     try:
-        wave = load_audio(source.path, target_rate=SAMPLE_RATE)
+        with open_audio(source.path, target_rate=SAMPLE_RATE) as stream:
+            wave = stream.read(0, stream.n_samples)
+            source_rate = stream.source_rate
         _write(out / real, wave)
     except OutputError:
         raise
@@ -225,6 +227,7 @@ def _vocode_source(
         except Exception as error:
             reject(vocoder.name, error)
             continue
+        band_hz = _band_hz(copy.band_hz, source_rate=source_rate)
         good.append(
             {
                 "pair_id": _pair_id(source, vocoder),
@@ -239,10 +242,18 @@ def _vocode_source(
                 "n_samples": str(wave.shape[-1]),
                 "gain_db": f"{copy.gain_db:.3f}",
                 "logmel_corr": f"{copy.logmel_corr:.4f}",
-                "band_hz": "" if copy.band_hz is None else f"{copy.band_hz:g}",
+                "band_hz": "" if band_hz is None else f"{band_hz:g}",
             }
         )
     return good, bad
+
+
+def _band_hz(vocoder_hz: float | None, *, source_rate: int) -> float | None:
+    """What both members carry: the vocoder's band or the recording's, whichever is narrower."""
+    bands = [] if vocoder_hz is None else [vocoder_hz]
+    if source_rate < SAMPLE_RATE:
+        bands.append(source_rate / 2)
+    return min(bands, default=None)
 
 
 def _write(path: Path, wave: Tensor) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from specsegdiff.data.alignment import dtw_align
 from specsegdiff.data.pairs import Pair, load_pair
 from specsegdiff.data.rawboost import RawBoost, RawBoostConfig
 from specsegdiff.errors import ConfigError, SpecSegDiffError
@@ -63,32 +64,80 @@ class AugmentConfig:
                 )
 
 
+@dataclass(frozen=True)
+class Change:
+    """What makes a copy of a pair: another speed, and RawBoost noise where there is an ``algo``."""
+
+    percent: int
+    "Speed, and so the factor of all frequencies, in percent."
+    algo: int | None
+    "Algorithm of `RawBoostConfig`; None for no noise."
+    noise_seed: int = 0
+    "Seed of the noise, the same for both members."
+
+    def __call__(self, members: Float[Tensor, "2 n"]) -> Float[Tensor, "2 m"]:
+        """Both members of a pair, changed alike."""
+        from scipy.signal import resample_poly
+
+        warped = torch.from_numpy(
+            resample_poly(members.numpy(), 100, self.percent, axis=-1)
+        ).float()
+        if self.algo is None:
+            return warped
+        return RawBoost(RawBoostConfig(algo=self.algo))(warped, seed=self.noise_seed)
+
+    def band_hz(self, band_hz: float | None, *, nyquist: float) -> float | None:
+        """Where a band ends after the change: a slower copy carries nothing near ``nyquist``.
+
+        >>> slow, fast = Change(90, None), Change(110, None)
+        >>> slow.band_hz(None, nyquist=8_000), fast.band_hz(4_000, nyquist=8_000)
+        (7200.0, 4400.0)
+        """
+        moved = min(band_hz or nyquist, nyquist) * self.percent / 100
+        return moved if moved < nyquist else None
+
+
 def make_item(
     pair: Pair,
     model: SegDiff,
     masks: MaskConfig,
     *,
     local: bool = False,
-    change: Callable[[Tensor], Tensor] | None = None,
+    change: Change | None = None,
 ) -> Item:
-    """Condition and margin of a pair; ``change`` maps the stacked members ``(2, n)`` before
-    anything else."""
-    members = torch.stack(load_pair(pair, config=model.config.stft))
+    """Condition and margin of a pair, on the fake's frames; a ``'dtw'`` pair is aligned first.
+
+    ``change`` comes before anything else. Raises `ConfigError` where a ``'dtw'`` pair has one:
+    noise alike for both members needs one time axis. Else raises as `load_pair`.
+    """
+    stft = model.config.stft
+    waves = load_pair(pair, config=stft)
+    band_hz = pair.band_hz
     if change is not None:
-        members = change(members)
-    members = members * model.level(members[1])
-    real, fake = model.stft.magnitude(members)
+        if pair.align == "dtw":
+            raise ConfigError(
+                f"pair {pair.id}: align is 'dtw', but only members of one time axis can be changed "
+                "alike; pass change=None"
+            )
+        real_wave, fake_wave = change(torch.stack(waves))
+        waves = real_wave, fake_wave
+        band_hz = change.band_hz(band_hz, nyquist=stft.sample_rate / 2)
+    gain = model.level(waves[1])
+    heard = waves[1] * gain
+    real, fake = model.stft.magnitude(waves[0] * gain), model.stft.magnitude(heard)
+    if pair.align == "dtw":
+        real = dtw_align(real, fake)
     value = difference(real[None], fake[None], masks)[0]
     valid = None
-    if pair.band_hz is not None:
-        hertz = model.config.stft.sample_rate / model.config.stft.n_fft
-        valid = shared_band(value, band_hz=pair.band_hz, hertz_per_bin=hertz)
+    if band_hz is not None:
+        hertz = stft.sample_rate / stft.n_fft
+        valid = shared_band(value, band_hz=band_hz, hertz_per_bin=hertz)
     margin = margin_map(value, share=masks.share, valid=valid)
     spectrogram = normalise(fake, model.config).half()
     margin = margin.clamp(-30, 30).half()
     if isinstance(model, SpecSegDiff):
         return Item(pair.vocoder, local, spectrogram, margin)
-    condition = model.condition(members[1:], gain=torch.ones(1))[0].half()
+    condition = model.condition(heard[None], gain=torch.ones(1))[0].half()
     return Item(pair.vocoder, local, condition, margin, spectrogram)
 
 
@@ -103,34 +152,27 @@ def make_items(
     warn: Callable[[str], object] = print,
 ) -> list[Item]:
     """Items of all pairs and their augmented copies, with conditions of ``model``; a pair that
-    cannot be read is skipped and told to ``warn``."""
+    cannot be read is skipped and told to ``warn``. ``'dtw'`` pairs have no copies."""
     items = []
     for pair in pairs:
         try:
             items.append(make_item(pair, model, masks, local=local))
-            for copy in range(augment.copies):
+            for copy in range(0 if pair.align == "dtw" else augment.copies):
                 rng = np.random.default_rng(_number(seed, pair.id, copy))
                 items.append(
-                    make_item(pair, model, masks, local=local, change=_changer(augment, rng))
+                    make_item(pair, model, masks, local=local, change=_draw_change(augment, rng))
                 )
         except SpecSegDiffError as error:
             warn(f"skipped {pair.id}: {error}")
     return items
 
 
-def _changer(augment: AugmentConfig, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
+def _draw_change(augment: AugmentConfig, rng: np.random.Generator) -> Change:
     percent = round(100 * (1 + rng.uniform(-augment.speed, augment.speed)))
     boost = rng.random() < augment.rawboost_share
     noise_seed = int(rng.integers(2**31))
     algo = int(rng.choice([1, 2, 3, 5]))
-
-    def change(members: Tensor) -> Tensor:
-        from scipy.signal import resample_poly
-
-        warped = torch.from_numpy(resample_poly(members.numpy(), 100, percent, axis=-1)).float()
-        return RawBoost(RawBoostConfig(algo=algo))(warped, seed=noise_seed) if boost else warped
-
-    return change
+    return Change(percent, algo if boost else None, noise_seed)
 
 
 class Lottery:

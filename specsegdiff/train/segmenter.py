@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from specsegdiff import hub
+from specsegdiff.benchmark.scoring import load_case
 from specsegdiff.data.manifest import read_manifest
-from specsegdiff.data.pairs import Pair, load_pair
+from specsegdiff.data.pairs import Pair
 from specsegdiff.errors import ConfigError
-from specsegdiff.masks import MaskConfig, ground_truth, top_share
-from specsegdiff.metrics.segmentation import generalized_dice
+from specsegdiff.masks import MaskConfig
 from specsegdiff.models.addsegdiff import ADDSegDiff, FrontConfig, spread_layers
 from specsegdiff.models.losses import LossConfig, diffusion_loss
 from specsegdiff.models.segdiff import PRESETS, SegDiff, SpecSegDiff
@@ -141,22 +141,15 @@ class SegmenterModule(L.LightningModule):
         return loss
 
     def validation_step(self, place: Tensor, index: int) -> None:
-        """GDice of one pair at the map's own top share."""
+        """GDice of one pair at the map's own top share, as `benchmark.score_maps` counts it."""
         pair = self.validation[int(place)]
-        stft = self.model.config.stft
-        real, fake = load_pair(pair, config=stft)
-        truth = ground_truth(
-            self.model.stft.magnitude(real)[None],
-            self.model.stft.magnitude(fake)[None],
-            self.config.masks,
-        )
-        drawn = sample(
-            self.model, self.model.condition(fake[None].to(self.device)), draws=1, items=[pair.id]
-        )
-        own = top_share(drawn.mean.cpu(), share=self.config.masks.share)
+        case = load_case(pair, masks=self.config.masks, stft=self.model.stft)
+        condition = self.model.condition(case.fake[None].to(self.device))
+        drawn = sample(self.model, condition, draws=1, items=[pair.id])
+        scores = case.scores(case.check(drawn.mean[0]))
         self.log(
             "val_gdice",
-            100 * generalized_dice(own, truth).mean(),
+            scores["gdice"],  # type: ignore[arg-type]  # only average_precision may be None
             batch_size=1,
             on_epoch=True,
             prog_bar=True,

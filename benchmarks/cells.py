@@ -36,6 +36,7 @@ MASKS, STFT, K = MaskConfig(), Stft(), 3
 RECALL = f"recall_at_{K}"
 MEAN, SHARE = "SpecSegDiff, mean heat", "SpecSegDiff, share of its mask"
 ADD = "ADDSegDiff, mean heat"
+LOW_ENERGY = "low energy, share of its lowest 5 %"
 ATTRIBUTIONS = {
     "AttnLRP": "attnlrp",
     "GradientSHAP": "gradientshap",
@@ -45,6 +46,9 @@ ATTRIBUTIONS = {
 
 Lists = dict[str, dict[str, list[tuple[str, ...]]]]
 "Rankings of all cells by method and pair; the scores of several are averaged."
+
+DRAWS = 100
+"Random rankings of each pair."
 
 
 def grid_of(case: Case) -> RegionGrid:
@@ -71,10 +75,26 @@ def constant_cells(training: Sequence[Pair]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def random_cells(id: str, *, draws: int) -> list[tuple[str, ...]]:
+def random_cells(id: str) -> list[tuple[str, ...]]:
     """Random rankings of a pair's 16 cells."""
     generator = torch.Generator().manual_seed(int.from_bytes(id.encode()[-6:]))
-    return [ranking(scores) for scores in torch.rand(draws, 16, generator=generator)]
+    return [ranking(scores) for scores in torch.rand(DRAWS, 16, generator=generator)]
+
+
+def masks_of_others(pairs: Sequence[Pair], covers: Mapping[str, Tensor]) -> Lists:
+    """Rankings by the mean mask of other vocoders on the same recording, where there are any.
+
+    ``covers`` has the share of each cell that a pair's true mask covers, by its id.
+    """
+    found: Lists = defaultdict(dict)
+    for pair in pairs:
+        same = [p for p in pairs if p.real == pair.real and p.vocoder != pair.vocoder]
+        foreign = [p for p in same if p.family != pair.family]
+        for name, known in (("other families", foreign), ("all other vocoders", same)):
+            if known:
+                cover = torch.stack([covers[p.id] for p in known]).mean(dim=0)
+                found[f"masks of {name}, same recording"][pair.id] = [ranking(cover)]
+    return found
 
 
 def low_energy(case: Case, *, share: bool = True) -> tuple[str, ...]:
@@ -107,9 +127,9 @@ def predictions(
     for name, explainer in others.items():
         found[name] = [ranking(pool(explainer(case.fake[None])[0].abs(), grid))]
     found |= {
-        "random": random_cells(case.pair.id, draws=100),
+        "random": random_cells(case.pair.id),
         "constant cells of train": [constant[""]],
-        "low energy, share of its lowest 5 %": [low_energy(case)],
+        LOW_ENERGY: [low_energy(case)],
         "low energy, mean level": [low_energy(case, share=False)],
     }
     if case.pair.vocoder in constant:
@@ -140,13 +160,8 @@ def measure(
             found[name][pair.id] = rankings
         if done % 20 == 0:
             print(f"{done} of {len(pairs)}", flush=True)
+    found |= masks_of_others(pairs, covers)
     for pair in pairs:
-        same = [p for p in pairs if p.real == pair.real and p.vocoder != pair.vocoder]
-        foreign = [p for p in same if p.family != pair.family]
-        for name, known in (("other families", foreign), ("all other vocoders", same)):
-            if known:
-                cover = torch.stack([covers[p.id] for p in known]).mean(dim=0)
-                found[f"masks of {name}, same recording"][pair.id] = [ranking(cover)]
         found["oracle"][pair.id] = [ranking(covers[pair.id])]
     by_id = {pair.id: pair for pair in pairs}
     rows = []

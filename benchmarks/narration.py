@@ -20,7 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from cells import MASKS, RECALL, STFT, K, grid_of, low_energy, random_cells, ranking
+from cells import (
+    DRAWS,
+    LOW_ENERGY,
+    MASKS,
+    RECALL,
+    STFT,
+    K,
+    grid_of,
+    low_energy,
+    masks_of_others,
+    random_cells,
+    ranking,
+)
 from provenance import RESULTS, provenance, write_results
 from torch import Tensor
 
@@ -193,17 +205,12 @@ def controls(seen: Sequence[Seen], known: Priors) -> Lists:
         id = one.pair.id
         found[CONSTANT][id] = known.cells[""]
         found["constant cells of the vocoder in train"][id] = known.of(one.pair)
-        found["low energy, share of its lowest 5 %"][id] = one.low_energy
+        found[LOW_ENERGY][id] = one.low_energy
         found["SpecSegDiff, mean heat"][id] = one.heat
         found["oracle"][id] = one.truth
-        same = [
-            s for s in seen if s.pair.real == one.pair.real and s.pair.vocoder != one.pair.vocoder
-        ]
-        others = [s for s in same if s.pair.family != one.pair.family]
-        for name, some in (("all other vocoders", same), ("other families", others)):
-            if some:
-                cover = torch.stack([s.cover for s in some]).mean(dim=0)
-                found[f"masks of {name}, same recording"][id] = ranking(cover)[:K]
+    others = masks_of_others([s.pair for s in seen], {s.pair.id: s.cover for s in seen})
+    for name, ranked in others.items():
+        found[name] = {id: lists[0][:K] for id, lists in ranked.items()}
     return found
 
 
@@ -319,8 +326,8 @@ def cell_rows(seen: Sequence[Seen], lists: Lists) -> list[dict[str, Any]]:
             for name in runs[0]
         }
 
-    drawn = {id: random_cells(id, draws=100) for id in by_id}
-    by_chance = [score({id: lists[i][:K] for id, lists in drawn.items()}) for i in range(100)]
+    drawn = {id: random_cells(id) for id in by_id}
+    by_chance = [score({id: lists[i][:K] for id, lists in drawn.items()}) for i in range(DRAWS)]
     scores = {"random": mean(by_chance)} | {name: score(ids) for name, ids in lists.items()}
     for how in ("", VOTED):
         seeds = [scores[f"VLM, {run}{how}"] for run in SEEDS]

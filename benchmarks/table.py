@@ -81,8 +81,7 @@ def four_vocoders(result: Mapping[str, Any]) -> str:
 
 def attribution(result: Mapping[str, Any]) -> str:
     """Markdown of the benchmark of explanations: truth and cost, detector, and content."""
-    meta, order = result["meta"], ("ours", "attribution", "control")
-    rows = sorted(result["rows"], key=lambda row: order.index(row["group"]))
+    meta, rows = result["meta"], _in_order(result["rows"])
     truth = {"gdice": "GDice", "foreground_dice": "Dice", "average_precision": "AP"}
     cost = {"seconds": "seconds", "peak_mb": "MB"}
     detector = {"ai": "AI ↑", "ad": "AD ↓", "ag": "AG ↑", "fid_in": "Fid-In ↑", "ff": "FF ↑"}
@@ -119,11 +118,11 @@ def attribution(result: Mapping[str, Any]) -> str:
 
 def attribution_brief(result: Mapping[str, Any]) -> str:
     """Markdown of the same benchmark in short: GDice and the ratio."""
-    meta, order = result["meta"], ("ours", "attribution", "control")
-    rows = [row for row in result["rows"] if row["method"] != "true mask"]
-    rows = sorted(rows, key=lambda row: order.index(row["group"]))
+    meta = result["meta"]
     lines = [
-        [_named(row), *(cell(row.get(part, {}).get("gdice")) for part in PARTS)] for row in rows
+        [_named(row), *(cell(row.get(part, {}).get("gdice")) for part in PARTS)]
+        for row in _in_order(result["rows"])
+        if row["method"] != "true mask"
     ]
     return (
         f"{_table(['method', *(f'GDice, {name}' for name in PARTS.values())], lines)}\n"
@@ -427,6 +426,12 @@ def _by_vocoders(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) 
 def _similarity(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
     scores = row.get("similarity", {})
     return [_named(row), *(cell(scores.get(name), "similarity") for name in columns)]
+
+
+def _in_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Our methods first, then the attributions, then the controls."""
+    order = ("ours", "attribution", "control")
+    return sorted(rows, key=lambda row: order.index(row["group"]))
 
 
 def _named(row: Mapping[str, Any]) -> str:

@@ -230,7 +230,7 @@ def test_files_whose_truth_of_query_1_holds_bare_ids_are_still_read(exported, tm
 def test_a_true_region_without_its_id_is_named(exported):
     lines = exported.read_text().splitlines()
     exported.write_text(lines[0].replace('"region"', '"cell"') + "\n")
-    with pytest.raises(CorpusError, match="line 1: 'region'"):
+    with pytest.raises(CorpusError, match="line 1: expected a row of truth with region"):
         read_examples(exported)
 
 

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 import torch
 
-from specsegdiff.data.alignment import dtw_align
+from specsegdiff.data.alignment import aligned_difference
 from specsegdiff.data.pairs import Pair, load_pair
 from specsegdiff.errors import ShapeError
 from specsegdiff.frontend import Stft, StftConfig
-from specsegdiff.masks import MaskConfig, difference, shared_band, top_share
+from specsegdiff.masks import MaskConfig, top_share
 from specsegdiff.metrics import (
     average_precision,
     bootstrap_interval,
@@ -87,13 +87,14 @@ def load_case(pair: Pair, *, masks: MaskConfig, stft: Stft) -> Case:
     `load_pair`."""
     waves = load_pair(pair, config=stft.config)
     real, fake = (stft.magnitude(wave) for wave in waves)
-    if pair.align == "dtw":
-        real = dtw_align(real, fake)
-    valid = None
-    if pair.band_hz is not None:
-        hertz = stft.config.sample_rate / stft.config.n_fft
-        valid = shared_band(fake, band_hz=pair.band_hz, hertz_per_bin=hertz)
-    changed = difference(real, fake, masks)
+    changed, valid = aligned_difference(
+        real,
+        fake,
+        masks,
+        align=pair.align,
+        band_hz=pair.band_hz,
+        hertz_per_bin=stft.config.sample_rate / stft.config.n_fft,
+    )
     truth = top_share(
         changed[None], share=masks.share, valid=None if valid is None else valid[None]
     )

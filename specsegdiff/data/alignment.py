@@ -11,7 +11,8 @@ from torch import Tensor
 from specsegdiff.data.mel import log_mel
 from specsegdiff.errors import ConfigError, PairError, ShapeError
 from specsegdiff.frontend import log_magnitude
-from specsegdiff.shapes import Map, check_map, check_wave, is_finite
+from specsegdiff.masks import MaskConfig, difference, shared_band
+from specsegdiff.shapes import Map, Mask, check_map, check_wave, is_finite
 
 _QUANTUM = 2.0**-30
 """Cosine distances are whole multiples of it: their sums in float64 are then exact up to 2 million
@@ -81,6 +82,25 @@ def dtw_path(
     """
     _check(real, fake, domain=domain, band=band)
     return torch.from_numpy(_path(_unit_frames(real, domain), _unit_frames(fake, domain), band))
+
+
+def aligned_difference(
+    real: Map,
+    fake: Map,
+    masks: MaskConfig,
+    *,
+    align: Literal["none", "dtw"],
+    band_hz: float | None,
+    hertz_per_bin: float,
+) -> tuple[Map, Mask | None]:
+    """`difference` of two magnitudes ``(f, t)`` on the fake's frames, after `dtw_align` where
+    ``align`` is 'dtw', and the bins up to ``band_hz``, which count; None where all do."""
+    if align == "dtw":
+        real = dtw_align(real, fake)
+    valid = None
+    if band_hz is not None:
+        valid = shared_band(fake, band_hz=band_hz, hertz_per_bin=hertz_per_bin)
+    return difference(real, fake, masks), valid
 
 
 def dtw_align(

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from specsegdiff.data.pairs import Pair, PathLike
-from specsegdiff.data.samples import SAMPLE_RATE
+from specsegdiff.data.pairs import Pair, PathLike, narrowest
 from specsegdiff.errors import CorpusError, OutputError, PairError
 from specsegdiff.hub import write_atomic
 
@@ -80,8 +79,7 @@ def _pair_of_row(row: dict[str, str], *, folder: Path, where: str) -> Pair:
         raise CorpusError(f"{where}: n_samples is {row['n_samples']!r}, expected a whole number")
     band_hz = _number(row.get("band_hz", ""), "band_hz", where)
     if band_hz is None:
-        band_hz = min([rate / 2 for rate in rates if rate is not None], default=SAMPLE_RATE / 2)
-        band_hz = band_hz if band_hz < SAMPLE_RATE / 2 else None
+        band_hz = narrowest(*(rate and rate / 2 for rate in rates))
     try:
         return Pair(
             id=row["pair_id"],

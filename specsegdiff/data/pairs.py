@@ -122,6 +122,16 @@ def level_gain_db(real: Wave, fake: Wave) -> float:
     return levels[1] - levels[0]
 
 
+def narrowest(*bands_hz: float | None) -> float | None:
+    """Narrowest of some bands; None where none is narrower than a recording at the library's rate.
+
+    >>> narrowest(None, 4_000.0, 5_500.0), narrowest(None, 24_000.0)
+    (4000.0, None)
+    """
+    band_hz = min((each for each in bands_hz if each is not None), default=math.inf)
+    return band_hz if band_hz < SAMPLE_RATE / 2 else None
+
+
 def estimate_band_hz(
     real: Wave, fake: Wave, *, config: StftConfig | None = None, below_db: float = 60.0
 ) -> float | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from specsegdiff.data.audio import open_audio, write_audio
 from specsegdiff.data.copies import make_pair
 from specsegdiff.data.manifest import read_manifest
-from specsegdiff.data.pairs import Pair
+from specsegdiff.data.pairs import Pair, narrowest
 from specsegdiff.data.samples import SAMPLE_RATE
 from specsegdiff.data.vocoders import Vocoder
 from specsegdiff.errors import ConfigError, CorpusError, OutputError
@@ -227,7 +227,7 @@ def _vocode_source(
         except Exception as error:
             reject(vocoder.name, error)
             continue
-        band_hz = _band_hz(copy.band_hz, source_rate=source_rate)
+        band_hz = narrowest(copy.band_hz, source_rate / 2)
         good.append(
             {
                 "pair_id": _pair_id(source, vocoder),
@@ -246,14 +246,6 @@ def _vocode_source(
             }
         )
     return good, bad
-
-
-def _band_hz(vocoder_hz: float | None, *, source_rate: int) -> float | None:
-    """What both members carry: the vocoder's band or the recording's, whichever is narrower."""
-    bands = [] if vocoder_hz is None else [vocoder_hz]
-    if source_rate < SAMPLE_RATE:
-        bands.append(source_rate / 2)
-    return min(bands, default=None)
 
 
 def _write(path: Path, wave: Tensor) -> None:

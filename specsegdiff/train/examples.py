@@ -25,7 +25,7 @@ from specsegdiff.narration.measurements import measure_pair
 from specsegdiff.narration.parsing import Finding, write_cells, write_findings
 from specsegdiff.narration.picture import PictureConfig, draw_regions
 from specsegdiff.narration.prompts import Prompt, describe_prompt, select_prompt
-from specsegdiff.narration.rewards import WORDS
+from specsegdiff.narration.rewards import WORDS, true_cells
 from specsegdiff.narration.schema import Kind
 from specsegdiff.shapes import Map, Mask, Wave
 
@@ -249,9 +249,11 @@ def read_examples(path: str | Path) -> list[Example]:
                     prompt=Prompt(system, user.removeprefix("<image>")),
                     answer=assistant,
                     ids=tuple(row["ids"]),
-                    truth=tuple(row["truth"] if row["query"] == 2 else map(_id, row["truth"])),
+                    truth=tuple(row["truth"] if row["query"] == 2 else true_cells(row["truth"])),
                 )
             )
+        except CorpusError as error:
+            raise CorpusError(f"{path}, line {number}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorpusError(
                 f"{path}, line {number}: {error}; write the file with export(style='swift')"
@@ -280,8 +282,3 @@ def _row(example: Example, style: str) -> dict[str, Any]:
 def _blank_rows(ids: Sequence[Any]) -> list[dict[str, str]]:
     """Rows of Query 1 in the type of Query 2's: readers of Arrow take no other in one column."""
     return [{"region": str(id), **dict.fromkeys(WORDS, "")} for id in ids]
-
-
-def _id(row: Any) -> str:
-    """Region of a row of Query 1, or the bare id of an older file."""
-    return str(row["region"] if isinstance(row, dict) else row)

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from specsegdiff.data.alignment import dtw_align
+from specsegdiff.data.alignment import aligned_difference
 from specsegdiff.data.pairs import Pair, load_pair
 from specsegdiff.data.rawboost import RawBoost, RawBoostConfig
 from specsegdiff.errors import ConfigError, SpecSegDiffError
-from specsegdiff.masks import MaskConfig, difference, margin_map, shared_band
+from specsegdiff.masks import MaskConfig, margin_map
 from specsegdiff.models.segdiff import SegDiff, SegDiffConfig, SpecSegDiff, normalise
 
 
@@ -125,13 +125,14 @@ def make_item(
     gain = model.level(waves[1])
     heard = waves[1] * gain
     real, fake = model.stft.magnitude(waves[0] * gain), model.stft.magnitude(heard)
-    if pair.align == "dtw":
-        real = dtw_align(real, fake)
-    value = difference(real[None], fake[None], masks)[0]
-    valid = None
-    if band_hz is not None:
-        hertz = stft.sample_rate / stft.n_fft
-        valid = shared_band(value, band_hz=band_hz, hertz_per_bin=hertz)
+    value, valid = aligned_difference(
+        real,
+        fake,
+        masks,
+        align=pair.align,
+        band_hz=band_hz,
+        hertz_per_bin=stft.sample_rate / stft.n_fft,
+    )
     margin = margin_map(value, share=masks.share, valid=valid)
     spectrogram = normalise(fake, model.config).half()
     margin = margin.clamp(-30, 30).half()

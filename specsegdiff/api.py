@@ -4,10 +4,11 @@ import contextlib
 import itertools
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from specsegdiff.narration.vlm import VLMConfig, VLMNarrator, hottest
 from specsegdiff.progress import reported
 from specsegdiff.sampling import (
     Draws,
+    check_count,
     check_device,
     check_precision,
     fastest_dtype,
@@ -56,6 +58,9 @@ DEFAULT_DETECTOR = "wav2vec2-aasist-small"
 
 SMALL_NARRATOR = "narrator-small"
 "Name of the embedded vision-language narrator, a folder beside them."
+
+LONG_PASSES, LONG_WINDOWS = 256, 8
+"More network passes than these, or more windows, are work for which a terminal shows a bar."
 
 DETECTOR_SECONDS = 60.0
 "A longer recording is judged in stretches of this length at most, whose logits are averaged."
@@ -86,8 +91,8 @@ def explain(
     takes one step, and draws differ from two on. The same ``seed`` gives the same maps.
     ``precision`` is the segmenter's type, float32, bfloat16 or float16, by default bfloat16 where
     this CPU computes with it.
-    ``progress`` is called with (network passes done, all); True shows a bar, None shows it for long
-    work in a terminal.
+    ``progress`` is called with (network passes done, all), the detector's among them; True shows a
+    bar, None shows it for long work in a terminal.
     Long recordings are read, explained and stored in windows, so what the networks need does not
     grow with them.
 
@@ -97,8 +102,12 @@ def explain(
     model = model or default_model()
     config = model.config
     judge = _judge(detector, config.stft.sample_rate)
-    if not 0 < share < 1:
-        raise ConfigError(f"share must lie between 0 and 1, got {share!r}")
+    if not (isinstance(share, Real) and 0 < share < 1):
+        raise ConfigError(f"share must be a number between 0 and 1, got {share!r}")
+    draws = config.draws if draws is None else draws
+    steps = config.steps if steps is None else steps
+    check_count(draws, name="draws")
+    check_count(steps, name="steps", at_most=config.train_steps)
     network = None if isinstance(model, OnnxSegmenter) else model
     device = str(device)
     if network is not None:
@@ -114,15 +123,16 @@ def explain(
     with open_audio(source, sample_rate, target_rate=config.stft.sample_rate) as stream:
         wave, gain = _read(stream, model)
         name, file_hash = stream.name, _file_hash(source)
-    draws = config.draws if draws is None else draws
-    steps = config.steps if steps is None else steps
     frames = config.stft.n_frames(wave.shape[1])
     heat, spread = (MapWriter(config.stft.n_freqs, frames) for _ in range(2))
     a_window = 1 if is_one_pass(model, steps=steps) else draws * steps
-    passes = -(-frames // WINDOW_FRAMES) * a_window
-    telling = reported(progress, total=passes, unit="pass", name="explain", long=passes > 256)
+    windows = range(0, frames, WINDOW_FRAMES)
+    stretches = _stretches(wave.shape[1]) if judge else []
+    passes = len(windows) * a_window + len(stretches)
+    is_long = passes > LONG_PASSES or len(windows) > LONG_WINDOWS
+    telling = reported(progress, total=passes, unit="pass", name="explain", long=is_long)
     with _ready(network, device), telling as advance:
-        for start in range(0, frames, WINDOW_FRAMES):
+        for start in windows:
             window = _explain_window(
                 model,
                 wave,
@@ -137,6 +147,9 @@ def explain(
             )
             heat.append(window.mean[0])
             spread.append(window.spread[0])
+        verdict = (
+            _verdict(judge, wave, stretches, device=device, progress=advance) if judge else None
+        )
     return assemble(
         heat.finish(),
         spread.finish(),
@@ -152,7 +165,7 @@ def explain(
         precision=str(precision).removeprefix("torch."),
         file_sha256=file_hash,
         runtime=_runtime(device, model),
-        verdict=_verdict(judge, wave, device) if judge else None,
+        verdict=verdict,
         narrator=narrator or RuleNarrator(),
         answerer=ask,
     )
@@ -178,17 +191,28 @@ def _judge(detector: Detector | bool, rate: int) -> Detector | None:
     return judge
 
 
-def _verdict(detector: Detector, wave: MapStore, device: str) -> Verdict:
+def _stretches(n_samples: int) -> list[tuple[int, int]]:
+    """First and last sample of the stretches that a detector judges one by one, of like length."""
+    count = -(-n_samples // round(DETECTOR_SECONDS * SAMPLE_RATE))
+    return list(itertools.pairwise(round(n_samples * part / count) for part in range(count + 1)))
+
+
+def _verdict(
+    detector: Detector,
+    wave: MapStore,
+    stretches: Sequence[tuple[int, int]],
+    *,
+    device: str,
+    progress: Callable[[int], object],
+) -> Verdict:
     """Probability of spoof of a recording ``(1, n)``: mean logits of stretches, by their length."""
-    n = wave.shape[1]
-    parts = -(-n // round(DETECTOR_SECONDS * SAMPLE_RATE))
-    cuts = [round(n * part / parts) for part in range(parts + 1)]
     total = torch.zeros(())
     module = detector if isinstance(detector, torch.nn.Module) else None
     with torch.no_grad(), _ready(module, device):
-        for first, last in itertools.pairwise(cuts):
+        for first, last in stretches:
             logits = detector(wave.window(first, last).to(device))
-            total = total + (last - first) / n * logits.float().cpu()
+            total = total + (last - first) / wave.shape[1] * logits.float().cpu()
+            progress(1)
     chance = p_spoof(
         total,
         labels=detector.labels,

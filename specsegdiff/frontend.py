@@ -129,9 +129,14 @@ class Stft:
         self.config = config or StftConfig()
 
     def __call__(self, wave: Wave) -> Spec:
-        """Transform ``(..., n)`` to ``(..., f, t)``; raises `ShapeError` on an empty or non-float
-        input."""
+        """Transform ``(..., n)`` to ``(..., f, t)``; raises `ShapeError` on an empty input, and on
+        anything but float32 and float64, which transforms are exact in."""
         check_wave(wave)
+        if wave.dtype not in (torch.float32, torch.float64):
+            raise ShapeError(
+                f"expected a waveform in float32 or float64, got {wave.dtype}; convert it with "
+                "wave.float()"
+            )
         flat = wave.reshape(-1, wave.shape[-1])
         spec = torch.stft(
             flat,

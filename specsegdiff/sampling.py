@@ -81,7 +81,7 @@ def sample(
     one, or more steps than were trained.
     """
     draws = model.config.draws if draws is None else draws
-    _check_count(draws, name="draws")
+    check_count(draws, name="draws")
     names = ["0"] * len(condition) if items is None else list(items)
     if len(names) != len(condition):
         raise ConfigError(
@@ -146,9 +146,9 @@ def draw_masks(
     """
     config = model.config
     steps = config.steps if steps is None else steps
-    _check_count(steps, name="steps", at_most=config.train_steps)
+    check_count(steps, name="steps", at_most=config.train_steps)
     if chunk is not None:
-        _check_count(chunk, name="chunk")
+        check_count(chunk, name="chunk")
     if not isinstance(seed, int):
         raise ConfigError(f"seed must be an integer, got {seed!r}; the noise hangs on it exactly")
     check_precision(dtype)
@@ -299,7 +299,8 @@ def check_device(device: object) -> None:
         ) from error
 
 
-def _check_count(value: int, *, name: str, at_most: int | None = None) -> None:
+def check_count(value: int, *, name: str, at_most: int | None = None) -> None:
+    """Raise `ConfigError` unless a count is an integer of at least one, and of what is possible."""
     if not isinstance(value, int) or value < 1 or (at_most is not None and value > at_most):
         domain = "at least 1" if at_most is None else f"between 1 and {at_most}"
         raise ConfigError(f"{name} must be an integer, {domain}, got {value!r}")

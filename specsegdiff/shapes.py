@@ -37,7 +37,7 @@ def check_wave(wave: Tensor) -> None:
             f"expected a floating waveform, got {wave.dtype}; "
             "load it with specsegdiff.data.audio.load_audio, which scales integers to [-1, 1]"
         )
-    if wave.ndim == 0 or wave.shape[-1] == 0:
+    if wave.ndim == 0 or wave.numel() == 0:
         raise ShapeError(
             f"expected a waveform (..., n) with n >= 1, got shape {tuple(wave.shape)}; "
             "pass at least one sample"

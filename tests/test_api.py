@@ -205,6 +205,15 @@ def test_progress_ends_at_its_total(model, monkeypatch):
     assert [done for done, _ in told] == list(range(1, 19))
 
 
+def test_progress_counts_the_detectors_stretches_too(monkeypatch):
+    monkeypatch.setattr(api, "DETECTOR_SECONDS", 0.5)
+    told = []
+    model = make_model(PRESETS["tiny"], draws=1)
+    explain(noise(20_000), 16_000, model=model, progress=lambda *now: told.append(now))
+    # one window, and three stretches of the embedded detector
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
 def test_progress_true_shows_a_bar_and_false_none(model, capsys):
     explain(WAVE, RATE, model=model, progress=True)
     assert "6/6" in capsys.readouterr().err
@@ -372,6 +381,9 @@ def test_bad_audio_is_an_audio_error(model, tmp_path, source, rate, says):
         {"draws": 1.5},
         {"steps": 0},
         {"steps": 101},
+        {"steps": "3"},
+        {"draws": "3"},
+        {"share": "0.1"},
         {"share": -0.05},
         {"share": 0.0},
         {"share": 1.0},

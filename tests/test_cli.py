@@ -249,6 +249,7 @@ def test_bad_recordings_are_named(place: Path, tmp_path: Path) -> None:
 
 
 def test_bad_settings_and_places_are_named(place: Path, tmp_path: Path) -> None:
+    refuse("explain", place / "call.wav", "--model", "m" * 5000, says="mmm")
     call, model = place / "call.wav", ("--model", place / "model")
     below_a_file = place / "call.wav" / "out"
     refuse("explain", call, *model, "--out", below_a_file, says="choose")
@@ -280,7 +281,10 @@ def test_version_and_help() -> None:
         assert command in succeed("--help").stdout
         assert "Usage" in succeed(command, "--help").stdout
     for what in ("segmenter", "detector", "narrator"):
-        assert "--config" in succeed("train", what, "--help").stdout
+        told = succeed("train", what, "--help").stdout
+        assert "--config" in told
+        assert "--json" in told
+        assert "--seed" in told
 
 
 # ---------------------------------------------------------------- evaluate
@@ -312,8 +316,11 @@ def test_evaluate_names_what_is_wrong(place: Path, tmp_path: Path) -> None:
     model = ("--model", place / "model")
     refuse("evaluate", "--pairs", tmp_path, "--split", "test", *model, says="pairs.csv")
     refuse("evaluate", "--pairs", place, "--split", "dev", *model, says="its splits are: test")
-    out = place / "call.wav" / "scores.json"
-    refuse("evaluate", "--pairs", place, "--split", "test", *model, "--out", out, says="scores")
+    # where nothing can be written, that is said before anything is read
+    for out in (place / "call.wav" / "scores.json", tmp_path):
+        words = ("--pairs", "nowhere", "--split", "test", "--out", out)
+        refuse("evaluate", *words, *model, says=f"cannot write {out}")
+        refuse("benchmark", *words, "--methods", "random", says=f"cannot write {out}")
 
 
 # ---------------------------------------------------------------- benchmark
@@ -524,7 +531,8 @@ def config(place: Path, tmp_path: Path) -> Path:
 def test_training_leaves_a_model_that_explains(place: Path, tmp_path: Path, config: Path) -> None:
     pytest.importorskip("lightning", reason="training needs the extra 'train'")
     out = tmp_path / "run"
-    succeed("train", "segmenter", "--config", config, "--out", out, "--seed", 3)
+    told = succeed("train", "segmenter", "--config", config, "--out", out, "--seed", 3, "--json")
+    assert json.loads(told.stdout) == {"written": str(out / "model")}
     assert json.loads((out / "config.json").read_text())["seed"] == 3
     model = out / "model"
     told = succeed("explain", place / "call.wav", "--model", model, "--draws", 1, "--json")
@@ -537,8 +545,9 @@ def test_training_names_what_is_wrong(place: Path, tmp_path: Path, config: Path)
     refuse("train", "segmenter", "--config", tmp_path / "none.yaml", *out, says="none.yaml")
     config.write_text(config.read_text() + "colour: blue\n")
     refuse("train", "segmenter", "--config", config, *out, says="colour")
-    assert not (tmp_path / "run").exists()
     config.write_text(config.read_text().replace("colour: blue\n", ""))
+    refuse("train", "segmenter", "--config", config, *out, "--seed", -1, says="seed")
+    assert not (tmp_path / "run").exists()
     below_a_file = place / "call.wav" / "run"
     refuse("train", "segmenter", "--config", config, "--out", below_a_file, says="choose")
 

@@ -105,7 +105,10 @@ def test_log_magnitude_is_finite_on_silence_and_exact_above_the_floor():
     [
         torch.zeros(0),
         torch.zeros(3, 0),
+        torch.zeros(0, 3),
         torch.tensor(1.0),
+        torch.zeros(5, dtype=torch.float16),
+        torch.zeros(5, dtype=torch.bfloat16),
         torch.zeros(5, dtype=torch.int16),
         torch.zeros(5, dtype=torch.complex64),
         [0.0, 1.0],

@@ -18,7 +18,7 @@ from specsegdiff.cli import app
 from specsegdiff.data.audio import load_audio, write_audio
 from specsegdiff.data.manifest import read_manifest, write_manifest
 from specsegdiff.data.pairs import Pair
-from specsegdiff.errors import ConfigError, CorpusError
+from specsegdiff.errors import CheckpointError, ConfigError, CorpusError
 from specsegdiff.hub import weights_hash
 from specsegdiff.masks import MaskConfig, difference, top_share
 from specsegdiff.models import wav2vec2_aasist
@@ -155,6 +155,16 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(corpus, finished, in
     # the log of the first part is still there, and the last score is that of the whole run
     assert list(logged(interrupted, 0)) == [1]
     assert logged(interrupted, 1)[3] == pytest.approx(logged(finished[0], 0)[3], abs=1e-3)
+
+
+def test_a_damaged_checkpoint_or_another_models_is_named(corpus, interrupted):
+    other = config_of(corpus, model={"refine": ()})
+    with pytest.raises(CheckpointError, match="does not hold this run's model"):
+        train(other, interrupted, resume=True, accelerator="cpu")
+    last = interrupted / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is no complete checkpoint"):
+        train(config_of(corpus), interrupted, resume=True, accelerator="cpu")
 
 
 def test_other_crops_would_have_been_noticed(corpus, finished, interrupted, monkeypatch):

@@ -17,7 +17,14 @@ from specsegdiff.cli.options import (
     check_device,
     load_model,
 )
-from specsegdiff.cli.output import cell, print_table, progress_bar, version_of, write_json
+from specsegdiff.cli.output import (
+    cell,
+    check_file,
+    print_table,
+    progress_bar,
+    version_of,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from specsegdiff.data.pairs import Pair
@@ -59,6 +66,8 @@ def evaluate(
     from specsegdiff.hub import weights_hash
 
     check_device(device)
+    if out is not None:
+        check_file(out)
     chosen = read_manifest(pairs, split=split, check_files=True)
     network = load_model(model) or api.default_model()
     rate = network.config.stft.sample_rate
@@ -138,6 +147,7 @@ def benchmark(
     from specsegdiff.benchmark.measurement import fingerprint
     from specsegdiff.data.manifest import read_manifest
 
+    check_file(out)
     chosen = read_manifest(pairs, split=split, check_files=True)[::every]
     model = load_detector(detector)
     explainers = load_methods([name.strip() for name in methods.split(",")], model)

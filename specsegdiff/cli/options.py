@@ -1,6 +1,6 @@
 """Options that several commands share, and what they stand for."""
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,7 +39,8 @@ def load_segmenter(source: str | None) -> "SpecSegDiff | OnnxSegmenter | None":
     """The same, for commands that run graphs of ``specsegdiff export`` too."""
     from specsegdiff.export import ENCODER_NAME, OnnxSegmenter
 
-    if source is not None and (Path(source) / ENCODER_NAME).exists():
+    # pathlib raises on what can be no path
+    if source is not None and os.path.isfile(f"{source}/{ENCODER_NAME}"):  # noqa: PTH113
         return OnnxSegmenter(source)
     return load_model(source)
 

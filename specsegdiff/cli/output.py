@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from specsegdiff.errors import OutputError
 
@@ -17,12 +18,28 @@ def make_folder(folder: Path) -> None:
         raise OutputError(f"cannot create {folder}: {error}; choose another folder") from error
 
 
+def check_file(out: Path) -> None:
+    """Raise `OutputError` before long work where its result could not be written after it."""
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError(f"{out} is a folder")
+        with TemporaryFile(dir=out.parent):
+            pass
+
+
 def write_json(out: Path, result: object) -> None:
     """Write JSON; raises `OutputError` where that cannot be."""
     from specsegdiff.hub import write_atomic
 
-    try:
+    with _writing(out):
         write_atomic(out, json.dumps(result, indent=1).encode() + b"\n")
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(
             f"cannot write {out}: {error}; choose a file in a writable folder"

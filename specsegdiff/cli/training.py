@@ -1,11 +1,15 @@
 """Commands that train."""
 
+import contextlib
 import importlib
+import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from specsegdiff.cli.options import AsJson
 from specsegdiff.cli.output import make_folder
 from specsegdiff.errors import DependencyError
 
@@ -27,32 +31,34 @@ def _add_training(what: str, text: str) -> None:
         accelerator: Annotated[
             str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu.")
         ] = "auto",
+        as_json: AsJson = False,
     ) -> None:
-        _train(what, config, out, resume=resume, seed=seed, accelerator=accelerator)
+        module = _module(what)
+        settings = module.read_config(config, **({} if seed is None else {"seed": seed}))
+        make_folder(out)
+        # what Lightning prints is no JSON
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            written = module.train(settings, out, resume=resume, accelerator=accelerator)
+        # a narrator's stage says where it wrote what; the others return the model
+        _tell(written if what == "narrator" else out / "model", as_json=as_json)
 
 
 @train_app.command("average")
 def average(
     models: Annotated[list[str], typer.Argument(help="Folders or hub ids of segmenters.")],
     out: Annotated[Path, typer.Option(help="Folder of the new model.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write the mean of the weights of segmenters whose runs started from the same ones."""
     module, segmenter = _module("average"), _module("segmenter")
     mean = module.average([segmenter.starting_model(source) for source in models])
     make_folder(out)
     mean.save_pretrained(out, half=True)
-    print(f"wrote {out}")
+    _tell(out, as_json=as_json)
 
 
-def _train(
-    what: str, config: Path, out: Path, *, resume: bool, seed: int | None, accelerator: str
-) -> None:
-    module = _module(what)
-    settings = module.read_config(config, **({} if seed is None else {"seed": seed}))
-    make_folder(out)
-    written = module.train(settings, out, resume=resume, accelerator=accelerator)
-    # a narrator's stage says where it wrote what; the others return the model
-    print(f"wrote {written if what == 'narrator' else out / 'model'}")
+def _tell(written: Path, *, as_json: bool) -> None:
+    print(json.dumps({"written": str(written)}) if as_json else f"wrote {written}")
 
 
 def _module(what: str) -> Any:

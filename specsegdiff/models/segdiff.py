@@ -94,12 +94,12 @@ class SegDiffConfig:
         check_sizes(self, "train_steps", "steps", "draws")
         for name in ("rms", "log_scale", "mask_scale"):
             value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ConfigError(
-                    f"SegDiffConfig.{name} must be positive and finite, got {value!r}"
-                )
-        if not math.isfinite(self.log_mean):
-            raise ConfigError(f"SegDiffConfig.log_mean must be finite, got {self.log_mean!r}")
+            if not 1e-6 <= value <= 1e6:
+                raise ConfigError(f"SegDiffConfig.{name} must lie in [1e-6, 1e6], got {value!r}")
+        if not abs(self.log_mean) <= 1e3:
+            raise ConfigError(
+                f"SegDiffConfig.log_mean must lie in [-1000, 1000], got {self.log_mean!r}"
+            )
         patch = self.patch if isinstance(self.patch, tuple | list) else ()
         if len(patch) != 2 or any(type(p) is not int or not 1 <= p <= 64 for p in patch):
             raise ConfigError(
@@ -127,6 +127,12 @@ class SegDiffConfig:
                 raise ConfigError(
                     f"SegDiffConfig.{name} must be one of {allowed}, got {getattr(self, name)!r}"
                 )
+        if self.schedule == "linear" and self.train_steps <= 20:
+            raise ConfigError(
+                "schedule 'linear' keeps the noise of 1000 steps, and variance is left for that "
+                f"from 21 steps on, got train_steps={self.train_steps}; use more steps, or "
+                "'squaredcos_cap_v2'"
+            )
         if self.steps > self.train_steps:
             raise ConfigError(
                 f"SegDiffConfig.steps={self.steps} exceeds train_steps={self.train_steps}; "

@@ -65,7 +65,7 @@ from specsegdiff.narration.vlm import (
     with_adapter,
 )
 from specsegdiff.train.examples import Example, read_examples
-from specsegdiff.train.recipe import RunConfig, optimise, read_yaml
+from specsegdiff.train.recipe import RunConfig, last_checkpoint, optimise, read_yaml
 from specsegdiff.train.small_vlm import SmallConfig, make_small_vlm, save_vlm
 
 Stage: TypeAlias = Literal["base", "sft-1", "grpo-1", "sft-2", "grpo-2"]
@@ -540,7 +540,7 @@ def train(
             f"a batch of {config.batch} cannot be shared by {trainer.world_size} processes; "
             "choose a multiple"
         )
-    last = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
+    last = last_checkpoint(out, resume=resume)
     trainer.fit(
         module,
         DataLoader(

@@ -2,6 +2,7 @@
 weights."""
 
 import dataclasses
+import zipfile
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from specsegdiff import hub
-from specsegdiff.errors import ConfigError
+from specsegdiff.errors import CheckpointError, ConfigError
 from specsegdiff.sampling import fastest_dtype
 
 
@@ -51,6 +52,10 @@ class RunConfig:
                 raise ConfigError(
                     f"{type(self).__name__}.{name} must be positive, got {getattr(self, name)!r}"
                 )
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(
+                f"{type(self).__name__}.seed must lie in [0, 2**32), got {self.seed!r}"
+            )
 
     @property
     def end(self) -> int:
@@ -139,7 +144,7 @@ def fit(
     """Train on ``items``, ``config.batch`` a step, and leave the averaged weights in ``module``.
 
     Checkpoints and logs go to ``out``; ``resume`` goes on from ``out/last.ckpt`` where there is
-    one.
+    one. Raises `CheckpointError` where that is damaged or another model's.
     """
     trainer = L.Trainer(
         max_steps=config.end,
@@ -165,8 +170,16 @@ def fit(
         logger=CSVLogger(out, name="log"),
         enable_model_summary=False,
     )
-    last = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
+    last = last_checkpoint(out, resume=resume)
     stored = torch.load(last, map_location="cpu", weights_only=False) if last else None
+    if stored is not None:
+        try:
+            module.load_state_dict(stored["state_dict"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{last} does not hold this run's model ({error}); resume with the configuration "
+                "that began the run, or choose another folder"
+            ) from error
     if stored is None or stored["global_step"] < trainer.max_steps:
         onwards = Onwards(items, module, config.batch)  # type: ignore[arg-type]
         trainer.fit(
@@ -175,10 +188,22 @@ def fit(
             ckpt_path=last,
             weights_only=False,
         )
-        # WeightAveraging copies the averaged weights into the module when training ends
-    else:
-        # with nothing left to do Lightning would leave the last weights, not their average
-        module.load_state_dict(stored["state_dict"])
+        # WeightAveraging copies the averaged weights into the module when training ends; with
+        # nothing left to do Lightning would leave the last ones, and those of the checkpoint stay
+
+
+def last_checkpoint(out: Path, *, resume: bool) -> Path | None:
+    """``out/last.ckpt`` where a run that resumes finds one; raises `CheckpointError` where that is
+    cut short."""
+    path = out / "last.ckpt"
+    if not resume or not path.exists():
+        return None
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} is no complete checkpoint of PyTorch ({path.stat().st_size} bytes); "
+            "put a copy back, or delete it to begin again"
+        )
+    return path
 
 
 def _precision(config: RunConfig, accelerator: str) -> str:

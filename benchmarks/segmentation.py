@@ -1,4 +1,4 @@
-"""Segmentation on the corpus: SpecSegDiff at several draws and steps, and the controls to beat.
+"""Segmentation on the corpus: SpecSegDiff at several draws and steps, ADDSegDiff, and the controls.
 
     python benchmarks/segmentation.py --split test
 
@@ -18,27 +18,28 @@ from torch import Tensor
 
 from specsegdiff.api import default_model
 from specsegdiff.benchmark import Method, Row, score_maps, summarise
+from specsegdiff.benchmark.scoring import load_case
+from specsegdiff.benchmark.shipped import addsegdiff
 from specsegdiff.data.manifest import read_manifest
-from specsegdiff.data.pairs import Pair, load_pair
-from specsegdiff.masks import MaskConfig, ground_truth, smooth, top_share
+from specsegdiff.data.pairs import Pair
+from specsegdiff.masks import MaskConfig, smooth, top_share
 from specsegdiff.metrics import roc_auc
-from specsegdiff.models.segdiff import SAMPLERS, SpecSegDiff
+from specsegdiff.models.segdiff import SAMPLERS, SegDiff, SpecSegDiff
 from specsegdiff.sampling import Draws, draw_masks, fastest_dtype, is_one_pass, moments, sample
 
 MASKS = MaskConfig()
 NO_DIFFUSION = "same network, trained without diffusion"
 
 
-def truth_of(pair: Pair, model: SpecSegDiff) -> Tensor:
+def truth_of(pair: Pair, model: SegDiff) -> Tensor:
     """Mask ``(f, t)`` of a pair."""
-    real, fake = (model.stft.magnitude(wave)[None] for wave in load_pair(pair))
-    return ground_truth(real, fake, MASKS)[0]
+    return load_case(pair, masks=MASKS, stft=model.stft).truth
 
 
 class DrawnMaps:
     """Means over the first 1, 8, 32 draws, from one run: a draw does not know its company."""
 
-    def __init__(self, model: SpecSegDiff, counts: Sequence[int], steps: int, sampler: str) -> None:
+    def __init__(self, model: SegDiff, counts: Sequence[int], steps: int, sampler: str) -> None:
         self.model, self.steps, self.sampler = model, steps, sampler
         self.one_pass = is_one_pass(model, steps=steps, sampler=sampler)
         self.counts = [1] if self.one_pass else counts
@@ -196,6 +197,8 @@ def main() -> None:
         for count in maps.counts:
             how = "one pass" if maps.one_pass else f"draws {count}, steps {steps}"
             drawn[f"SpecSegDiff, {how}"] = (maps, count)
+    if not options.model:
+        drawn["ADDSegDiff, one pass"] = (DrawnMaps(addsegdiff(), [1], 1, options.sampler), 1)
     if options.deterministic:
         control = SpecSegDiff.from_pretrained(options.deterministic)
         drawn[NO_DIFFUSION] = (DrawnMaps(control, [1], 1, "ddim"), 1)

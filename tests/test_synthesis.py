@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+import soundfile as sf
 import torch
 from speech import Stub, speech
 
@@ -16,13 +17,21 @@ from specsegdiff.errors import ConfigError, CorpusError, OutputError
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory) -> list[Path]:
-    import soundfile
-
     folder = tmp_path_factory.mktemp("recordings")
     paths = [folder / f"r{i}.wav" for i in range(3)]
     for i, path in enumerate(paths):
-        soundfile.write(path, speech(seed=i, n_samples=8_000).numpy(), 16_000)
+        sf.write(path, speech(seed=i, n_samples=8_000).numpy(), 16_000)
     return paths
+
+
+def test_a_float_file_beyond_full_scale_is_scaled_not_clipped(recordings, tmp_path):
+    wave, rate = sf.read(recordings[0], dtype="float32")
+    loud = tmp_path / "loud.wav"
+    sf.write(loud, wave * 3 / abs(wave).max(), rate, subtype="FLOAT")
+    (pair,) = make_pairs([loud], tmp_path / "out", vocoders=[Stub("half", gain=0.5)])
+    real, _ = load_pair(pair)
+    expected = torch.from_numpy(wave / abs(wave).max())
+    torch.testing.assert_close(real, expected, atol=1e-4, rtol=0)
 
 
 def test_a_corpus_reads_back_as_it_was_made(recordings, tmp_path):
@@ -72,10 +81,8 @@ def test_the_draw_of_vocoders_hangs_on_seed_and_recording_alone(recordings, tmp_
 
 
 def test_a_narrow_recording_limits_the_band_of_its_pairs(recordings, tmp_path):
-    import soundfile
-
     for rate in (8_000, 44_100):
-        soundfile.write(tmp_path / f"at{rate}.wav", speech(n_samples=rate).numpy(), rate)
+        sf.write(tmp_path / f"at{rate}.wav", speech(n_samples=rate).numpy(), rate)
     sources = [tmp_path / "at8000.wav", tmp_path / "at44100.wav", recordings[0]]
     bank = [Stub("a"), Stub("b", band_hz=3_000.0), Stub("c", band_hz=6_000.0)]
     made = make_pairs(sources, tmp_path / "out", vocoders=bank)

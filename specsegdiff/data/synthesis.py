@@ -211,6 +211,8 @@ def _vocode_source(
         with open_audio(source.path, target_rate=SAMPLE_RATE) as stream:
             wave = stream.read(0, stream.n_samples)
             source_rate = stream.source_rate
+        # float files go beyond full scale, and 16 bit would cut their peaks off
+        wave = wave / max(1.0, float(wave.abs().max()))
         _write(out / real, wave)
     except OutputError:
         raise

@@ -179,6 +179,9 @@ class RegionGrid:
 class SlicRegions:
     """Superpixels of a picture; make them with `slic_regions`.
 
+    `pool` takes a region's own bins. `box` is more than they are where a region is no rectangle,
+    and it is the box that narrators name, measure and listen to.
+
     >>> from specsegdiff.frontend import StftConfig
     >>> axes = Axes(StftConfig(), n_samples=16_000)
     >>> halves = torch.zeros(axes.shape, dtype=torch.int64); halves[:256] = 1

@@ -178,6 +178,25 @@ def test_a_report_prints_and_shows_itself():
     assert not set(ids) & set(re.findall(r" id='([^']+)'", second))
 
 
+def test_what_a_model_wrote_begins_no_line_and_steers_nothing():
+    bad = "half\n\n- Cell 15: fake.\r\x1b[31m\u2028\u202e\x85\x00\ud800 \\ <b>é \u05d0"
+    shown = "half\\n\\n- Cell 15: fake.\\r\\x1b[31m\\u2028\\u202e\\x85\\x00\\ud800 \\ "
+    said = Sentence("Cell 1: one\n- Cell 2: two", "1")
+    report = make(unparsed=bad, sentences=(said,), summary="a\nb")
+    assert str(report).splitlines() == [
+        "a\\nb",
+        "- Cell 1: one\\n- Cell 2: two",
+        f"not understood: {shown}<b>é \u05d0",
+    ]
+    html = report._repr_html_()
+    assert f">{shown}&lt;b&gt;é \u05d0<" in html
+    # an empty line would end the HTML of a page in Markdown
+    assert "\n" not in html
+    # in the file it stays as it came
+    assert json.loads(report.to_json())["unparsed"] == bad
+    assert Report.from_json(report.to_json().encode().decode()) == report
+
+
 def test_a_cell_is_found_by_its_id():
     assert make().cell("15") is CELL
     with pytest.raises(ConfigError, match="no cell '2'"):

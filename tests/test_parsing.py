@@ -86,6 +86,7 @@ def test_ids_come_back_as_they_were_written(ids, strict):
 @example([finding(evidence='a"); (14, T=speech, F=low, P=vowel, En="b")')], False)
 @example([finding(evidence="a (14, T=speech, F=low, P=vowel, En=“b”)\n")], False)
 @example([finding(evidence="<|image_pad|></s><image>")], True)
+@example([finding(evidence="[IMG][/INST]\\[UNK] [a] [B")], True)
 @example([finding(evidence="line\u2028break\x85\r\n\\")], True)
 @quick
 def test_findings_come_back_as_they_were_written(written, strict):
@@ -155,16 +156,26 @@ def test_what_the_strict_reader_takes_the_lenient_one_takes_alike(text):
         "Answer" + ":" * 10_000 + "a [15]",
         "Answer: " + "`" * 10_000 + "a [15] b",
         "[15]" * 2_500 + "a",
+        "no [15, 14, 11] kHz " * 500,
+        "bbox" + " " * 10_000 + "[15, 14, 11]",
+        "bbox" * 2_500 + " a size [15]",
+        '(15, T=speech, F=low, P=vowel, En="' + '")' * 4_999 + "x",
+        '(15, T=speech, F=low, P=vowel, En="' + '"),,,,,,,,' * 1_000 + "x",
+        '(15, T=speech, F=low, P=vowel, En="' + "(T=En=“" * 1_400 + '\n")',
     ],
     ids=lambda text: f"{text[:8]}...{text[-3:]}",
 )
 def test_ten_thousand_characters_of_anything_are_read_at_once(text):
-    start = time.process_time()
-    for strict in (True, False):
-        assert parse_cells(text, count=16, k=3, strict=strict).ids == ()
-        assert parse_findings(text, ids=THREE, strict=strict).findings == ()
-    # linear: about a millisecond; squares would take seconds
-    assert time.process_time() - start < 0.5
+    for times, limit in ((1, 0.5), (20, 2.0)):
+        start = time.process_time()
+        for strict in (True, False):
+            found = parse_cells(times * text, count=16, k=3, strict=strict)
+            told = parse_findings(times * text, ids=THREE, strict=strict)
+            if times == 1:
+                assert found.ids == ()
+                assert not any(finding.complete for finding in told.findings)
+        # linear: about a millisecond; squares would take seconds, and of 20 times that minutes
+        assert time.process_time() - start < limit
 
 
 # ------------------------------------------------------------------ query 1
@@ -193,6 +204,10 @@ def test_ten_thousand_characters_of_anything_are_read_at_once(text):
         ("**The regions are:**\n[15, 14]", ("15", "14"), ""),
         ('{"regions": [15]}<|im_end|>', ("15",), ""),
         ("```json\n[15]\n```", ("15",), ""),
+        ("I'm not sure, but [15, 14, 11]", THREE, ""),
+        ("I can't say more. [15, 14, 11] show no harmonics.", THREE, ""),
+        ("[IMG]<0x0A>[15]", ("15",), ""),
+        ("The final answer is: [15]", ("15",), ""),
     ],
 )
 def test_a_list_is_found_among_words(text, ids, unparsed):
@@ -233,6 +248,32 @@ def test_a_list_is_found_among_words(text, ids, unparsed):
         "Regions cannot be seen in this picture: [1]",
         "Answer: none, see [1]",
         "Answer: [1] in a footnote",
+        "No regions: [3]",
+        "Number of regions: [3]",
+        "All regions except: [1]",
+        "Wrong answer: [1]",
+        "1,500",
+        "10,500",
+        "The bands at [1, 2, 3] kHz are smeared.",
+        "[1, 2, 3] %",
+        "levels of [10, 12, 15] dB",
+        "It lasts [1, 2, 3] s",
+        "None of the regions [15, 14, 11] is synthetic.",
+        "I don't choose [15, 14, 11].",
+        "Regions other than [15, 14, 11].",
+        '{"bbox_2d": [1, 2, 3], "label": "smear"}',
+        '{"point_2d": [1, 2, 3]}',
+        "The size is [1, 2, 3]",
+        "1. 15\n2. 14\n3. 11",
+        "[15; 14; 11]",
+        "[1-3]",
+        "[15, 14, 11, ...]",
+        "15²",
+        "½",
+        "15, -14",
+        "3 of 16",
+        "region 15, 14 dB",
+        "[1, 2, 3]/[4]",
     ],
 )
 def test_what_is_no_list_of_regions_is_said_and_not_read(text):
@@ -300,6 +341,24 @@ GOOD = write_findings([finding("14")])
         '(T1=speech, F2=low, P1=vowel, En1="two places")',
         '(15, T=speech, F=low, P=vowel, En="<|image_pad|>")',
         '(15, T=speech, F=low, P=vowel, En="</s>")',
+        '(15, T=speech, F=low, P=vowel, En="<0x0A>")',
+        '(15, T=speech, F=low, P=vowel, En="[IMG]")',
+        '(15, T=speech, F=low, P=vowel, En="[/INST]")',
+        '(15, T=speech, F=low, P=vowel, En="<\uff5cimage\uff5c>")',
+        '(15, T=speech, F=low, P=vowel, En="half a pair \ud800")',
+        '(15, T=speech, F=low, P=vowel, En="half\n14: En="whole")',
+        '(15, T=speech, F=low, P=vowel, En="half\n(14, T=speech, En="whole")',
+        '(15, T=speech, F=low, P=vowel, En="half\n(14, T=speech, En=")',
+        '(T1=speech, F1=low, P1=vowel, En1="half\n(T2=speech, En2="whole")',
+        '(15, T=speech, F=low, P=vowel, En="a", En="b")',
+        "(15, T='speech', F='low', P='vowel', En='single')",
+        '(15, T=speech, T=non-speech, F=low, P=vowel, En="twice")',
+        '(15, T1=speech, F2=low, P3=vowel, En1="three places")',
+        '(15, 14, T=speech, F=low, P=vowel, En="two names")',
+        '(-15, T=speech, F=low, P=vowel, En="no name")',
+        '(15.5, T=speech, F=low, P=vowel, En="no name")',
+        '(not 15, T=speech, F=low, P=vowel, En="no name")',
+        '[15, T=speech, F=low, P=vowel, En="no bracket"]',
         f'(15, T=speech, F=low, P=vowel, En="{"a" * 2001}")',
         "Region 15 is smeared.",
     ],
@@ -309,6 +368,21 @@ def test_halves_strangers_and_markers_are_said_and_swallow_no_neighbour(bad):
     assert (alone.findings, alone.unparsed) == ((), bad)
     beside = parse_findings(f"{bad}\n{GOOD}", ids=THREE)
     assert (beside.findings, beside.unparsed) == ((finding("14"),), bad)
+
+
+def test_quotes_and_commas_inside_a_text_end_it_nowhere():
+    for said in (
+        'he says "ah"), then (stop',
+        'the "o", "a", and "e"',
+        '("ah")',
+        'a "b") c "d"); e',
+    ):
+        raw = f'(15, T=speech, F=low, P=vowel, En="{said}")'
+        for text in (raw, f"{raw}; {GOOD}", f"[{raw}]", f"{raw}\nSo it is."):
+            found = parse_findings(text, ids=THREE)
+            assert found.findings[0] == finding(evidence=said)
+    broken = '(15, T=speech, F=low, P=vowel, En="line\nbreak \\"o\\"")'
+    assert parse_findings(broken, ids=THREE).findings == (finding(evidence='line\nbreak "o"'),)
 
 
 def test_the_first_word_on_a_region_counts():

@@ -1,19 +1,22 @@
 """The rule narrator: its words come from the saved explanation, and from nowhere else."""
 
+import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from models import noise
 from speech import speech
 
 from specsegdiff import storage
-from specsegdiff.cells import RegionGrid, SlicRegions, pool, top_k
+from specsegdiff.api import asset, explain
+from specsegdiff.cells import Box, RegionGrid, SlicRegions, pool, top_k
 from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.explanation import Explanation, assemble
 from specsegdiff.frontend import Axes, StftConfig
-from specsegdiff.narration.fields import Fields
+from specsegdiff.narration.fields import Fields, fields_from_sound, frames_of
 from specsegdiff.narration.kinds import SIGNS, Judgement, Reference, Usual, default_reference, judge
 from specsegdiff.narration.measurements import change_name, measure
 from specsegdiff.narration.phones import PhoneInterval
@@ -156,6 +159,71 @@ def test_other_regions_are_described_too(explanation):
     report = RuleNarrator(k=1, divide=lambda ex: SlicRegions(ex.axes, labels))(explanation)
     assert [cell.id for cell in report.cells] == ["2"]
     assert report.cells[0].box.f1 == pytest.approx(99.5 * 15.625)
+
+
+def test_a_superpixel_has_the_heat_of_its_bins_and_the_sound_of_its_box(explanation):
+    """What the docstring says; an L leaves most of its box to others."""
+    axes = explanation.axes
+    labels = torch.zeros(axes.shape, dtype=torch.int64)
+    labels[:300, 20:24] = labels[:20, 20:60] = 1
+    regions = SlicRegions(axes, labels)
+    cell = RuleNarrator(k=2, divide=regions)(explanation).cell("2")
+    inside = labels == 1
+    assert cell.numbers["heat"] == pytest.approx(float(explanation.heatmap[inside].mean()))
+    marked = explanation.mask & inside
+    expected = 100 * int(marked.sum()) / int(explanation.mask.sum())
+    assert cell.numbers["mask_percent"] == pytest.approx(expected)
+    box = regions.box("2")
+    assert cell.box == box
+    assert measure(explanation.wave, axes, box).items() <= cell.numbers.items()
+    sound = fields_from_sound(box, frames_of(explanation.wave, axes))
+    assert (cell.time, cell.frequency, cell.phone) == (sound.time, sound.frequency, sound.phone)
+
+
+def test_every_number_of_the_example_comes_out_of_the_saved_files(tmp_path):
+    """Boxes, heat and mask by hand from the arrays; what is measured, from the samples."""
+    made = explain(asset("example.flac"), draws=2, steps=2, detector=False)
+    made.save(tmp_path / "ex")
+    made.report.save(tmp_path / "report.json")
+    report = Report.load(tmp_path / "report.json")
+    card = json.loads((tmp_path / "ex" / "explanation.json").read_text("utf-8"))
+    maps = {name: np.load(tmp_path / "ex" / f"{name}.npy") for name in ("heatmap", "spread")}
+    mask = np.load(tmp_path / "ex" / "mask.npy").astype(bool)
+    wave = torch.from_numpy(np.load(tmp_path / "ex" / "wave.npy")).flatten()
+    rate, hop, n = card["stft"]["sample_rate"], card["stft"]["hop"], card["n_samples"]
+    axes, seconds = Axes(StftConfig(**card["stft"]), n), n / rate
+    hertz = np.arange(mask.shape[0]) * rate / card["stft"]["n_fft"]
+    time = np.arange(mask.shape[1]) * hop / rate
+    held = []
+    for sentence in report.sentences:
+        row, column = divmod(int(sentence.region) - 1, 4)
+        t0, t1 = column * seconds / 4, (column + 1) * seconds / 4
+        f0, f1 = (3 - row) * rate / 8, (4 - row) * rate / 8
+        rows = (hertz >= f0) & ((hertz < f1) | (row == 0))
+        inside = np.ix_(rows, (time >= t0) & ((time < t1) | (column == 3)))
+        again = {"t0_s": t0, "t1_s": t1, "f0_hz": f0, "f1_hz": f1}
+        if "heat" in sentence.numbers:
+            again |= {
+                "heat": maps["heatmap"][inside].mean(dtype=np.float64),
+                "spread": maps["spread"][inside].mean(dtype=np.float64),
+                "mask_percent": 100 * mask[inside].sum() / mask.sum(),
+            }
+            held.append(again["mask_percent"])
+        else:
+            measured = measure(wave, axes, Box(t0, t1, f0, f1))
+            cell = report.cell(sentence.region)
+            (name,) = measured.keys() & sentence.numbers.keys()
+            usual = default_reference().genuine[f"{cell.frequency} {cell.phone}"][name]
+            again |= {name: measured[name], "usual": usual.middle, "bound": usual.bound}
+        assert sentence.numbers == pytest.approx(again, rel=1e-9)
+        # each number that is printed is one of these, and each of these is printed
+        assert replace(sentence, numbers=again).unsupported() == ()
+        for name in again:
+            others = {key: value for key, value in again.items() if key != name}
+            others = {k: v for k, v in others.items() if f"{v:.2f}" != f"{again[name]:.2f}"}
+            assert replace(sentence, numbers=others).unsupported(), name
+    assert unsupported_numbers(report.summary, {"k": 3, "all": 16, "held": sum(held)}) == ()
+    assert len(held) == 3
 
 
 def test_short_and_silent_recordings_have_words():

@@ -18,6 +18,7 @@ from specsegdiff.narration.parsing import Finding, write_findings
 from specsegdiff.narration.picture import BOTTOM, LEFT, PictureConfig, draw_regions
 from specsegdiff.narration.policy import completion_mask
 from specsegdiff.narration.prompts import Prompt
+from specsegdiff.narration.rules import RuleNarrator
 from specsegdiff.narration.vlm import VLMConfig, VLMNarrator
 from specsegdiff.storage import MapStore
 
@@ -188,7 +189,24 @@ def test_a_bad_answer_is_asked_for_again_and_the_best_one_stays():
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "a" * 10_000, "<|image_pad|>" * 9, "[15, 14", "3 regions", "[0, 99, 100]"]
+    "bad",
+    [
+        "",
+        "a" * 10_000,
+        "<|image_pad|>" * 9,
+        "[15, 14",
+        "3 regions",
+        "[0, 99, 100]",
+        "Number of regions: [3]",
+        "None of [15, 14, 11].",
+        "[1, 2, 3] kHz",
+        "1,500",
+        "[" * 10_000,
+        "(" * 10_000,
+        '"' * 10_000,
+        "\x1b[2J\n- Region 15: fake.\u2028\ud800",
+    ],
+    ids=lambda bad: ascii(bad[-20:]),
 )
 def test_a_model_that_never_chooses_gives_a_report_that_says_so(bad):
     narrator = Scripted([bad] * 5, [words("15")])
@@ -196,6 +214,8 @@ def test_a_model_that_never_chooses_gives_a_report_that_says_so(bad):
     assert (report.cells, report.sentences) == ((), ())
     assert report.unparsed == bad
     assert narrator.asked == ["cells"] * 3
+    assert type(report).from_json(report.to_json().encode().decode()) == report
+    assert len(str(report).encode().decode().splitlines()) == (2 if bad else 1)
 
 
 @pytest.mark.parametrize(
@@ -210,12 +230,27 @@ def test_a_model_that_never_chooses_gives_a_report_that_says_so(bad):
         words("15", evidence="It stops for ½ s."),
         '(15, T=music, F=low, P=vowel, En="a")',
         '(15, T=speech, F=low, P=vowel, En="<|image_pad|>")',
+        '(15, T=speech, F=low, P=vowel, En="...")',
+        '(15, T=speech, F=low, P=vowel, En="\u200b")',
+        r'(15, T=speech, F=low, P=vowel, En="A \u003c|image_pad|\u003e.")',
+        '(15, T=speech, F=low, P=vowel, En="half\n14: En="whole")',
+        '(15, T=..., F=..., P=..., En="...")',
+        "\x00\x1b[31m\u202e\ud800",
+        "(" * 10_000,
+        "[" * 10_000,
+        '"' * 10_000,
+        '(15, T=speech, F=low, P=vowel, En="' * 300,
     ],
+    ids=lambda bad: ascii(bad[-20:]),
 )
 def test_words_that_cannot_be_checked_are_no_sentences(bad):
     report = Scripted(["[15, 2, 11]"], [bad] * 3)(explanation())
     assert (report.cells, report.sentences) == ((), ())
     assert report.unparsed
+    assert type(report).from_json(report.to_json().encode().decode()) == report
+    # the summary, and what was not understood
+    assert len(str(report).encode().decode().splitlines()) == 2
+    assert report._repr_html_().encode()
     assert (
         report.unparsed.removeprefix("Region 15: ") in bad
         or report.unparsed in bad
@@ -239,6 +274,28 @@ def test_the_narrator_takes_as_many_chosen_regions_as_it_is_asked_for():
         assert tuple(cell.id for cell in report.cells) == top_k(heat, k)
         assert report.numbers["regions_chosen"] == k
     assert vlm.hottest(made, GRID) == top_k(heat, 16)
+
+
+def test_a_model_describes_the_regions_that_rules_do():
+    """Both narrators take the same ``divide``: regions, or a function of the explanation."""
+    labels = torch.zeros(AXES.shape, dtype=torch.int64)
+    labels[100:, 10:] = 1
+    made, two = explanation(), VLMConfig(k=2, picture=PLAIN)
+    for divide, box in (
+        (SlicRegions(AXES, labels), SlicRegions(AXES, labels).box("2")),
+        (lambda ex: RegionGrid(ex.axes, 2, 1), RegionGrid(AXES, 2, 1).box("2")),
+    ):
+        for narrator in (
+            RuleNarrator(k=2, divide=divide),
+            Scripted(["[2, 1]"], [words("2", "1")], divide=divide, config=two),
+        ):
+            report = narrator(made)
+            assert {cell.id for cell in report.cells} == {"1", "2"}
+            assert report.cell("2").box == box
+    other = RegionGrid(Axes(StftConfig(), n_samples=16_001))
+    for narrator in (RuleNarrator(divide=other), Scripted([], [], divide=other)):
+        with pytest.raises(ShapeError, match="16001 samples"):
+            narrator(made)
 
 
 def test_a_line_break_in_the_evidence_begins_no_line_of_the_report():

@@ -1,15 +1,16 @@
 """The narrator that needs no model: sentences from computed fields and measurements."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from specsegdiff.cells import Box, RegionGrid, Regions, RowScale, pool, top_k, whole_plane
+from specsegdiff.cells import Box, RegionGrid, RowScale, pool, top_k, whole_plane
 from specsegdiff.errors import ConfigError
 from specsegdiff.explanation import Explanation
+from specsegdiff.narration.division import Division, divided
 from specsegdiff.narration.fields import (
     Fields,
     Frames,
@@ -80,6 +81,11 @@ class RuleNarrator:
     from the alignment and the genuine twin where these are given. Memory does not grow with the
     recording, but for 24 bytes a frame, 5 MB an hour; superpixels hold it all.
 
+    Heat, spread and share of the mask are those of a region's own bins. T, F, P, the kind and the
+    measurements behind it are those of the smallest box around it, which each sentence names: a
+    pitch, a repetition or an envelope needs whole frames of a band, and what is usual was measured
+    in boxes. For a cell of a grid the two are one; a superpixel may fill little of its box.
+
     >>> from specsegdiff.api import asset, explain
     >>> print(RuleNarrator()(explain(asset("example.flac"))))  # doctest: +SKIP
     """
@@ -92,8 +98,9 @@ class RuleNarrator:
     "Columns of the grid."
     scale: RowScale = "linear"
     "What the rows of the grid divide equally: Hz, or mel."
-    divide: Callable[[Explanation], Regions] | None = None
-    "Other regions than the grid, such as `specsegdiff.cells.slic_regions` of a spectrogram."
+    divide: Division | None = None
+    """Other regions than the grid, such as `specsegdiff.cells.slic_regions` of a spectrogram, or
+    what makes them of an explanation."""
     phones: Sequence[PhoneInterval] | None = None
     "Aligned phones of the whole recording; None reads T and P from the sound."
     alphabet: Alphabet = "arpabet"
@@ -111,13 +118,11 @@ class RuleNarrator:
         """Report on an explanation.
 
         Raises `ConfigError` where it has fewer regions than ``k``, or too few bins for the grid,
-        and `ShapeError` where the twin has another length.
+        and `ShapeError` where the twin has another length, or ``divide`` other axes.
         """
         axes, layers = explanation.axes, explanation.layers
-        if self.divide:
-            regions = self.divide(explanation)
-        else:
-            regions = RegionGrid(axes, self.rows, self.columns, self.scale)
+        division = self.divide or RegionGrid(axes, self.rows, self.columns, self.scale)
+        regions = divided(explanation, division)
         heat, spread = pool(layers.heatmap, regions), pool(layers.spread, regions)
         bins = pool(layers.mask, regions, reduce="sum")
         percent = 100 * bins / bins.sum().clamp_min(1)

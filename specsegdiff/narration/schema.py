@@ -56,6 +56,12 @@ _NUMBER = re.compile(
 )
 
 
+# line breaks and other controls, what turns the direction of writing, halves of surrogate pairs
+_UNSHOWN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
 @dataclass(frozen=True)
 class CellReport:
     """What is known about one region: T, F, P, the kind of artifact, and the evidence for it.
@@ -154,7 +160,7 @@ class Report:
     numbers: dict[str, float] = field(default_factory=dict)
     "What the numbers of the summary are, unrounded."
     unparsed: str = ""
-    "What a model wrote that could not be read, as it came."
+    "What a model wrote that could not be read, as it came; shown as `in_one_line` has it."
 
     def __post_init__(self) -> None:
         ids = [cell.id for cell in self.cells]
@@ -190,7 +196,9 @@ class Report:
 
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        # UTF-8 has no half of a surrogate pair, and JSON has the same escape for it
+        return text.encode(errors="backslashreplace").decode()
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "report") -> "Report":
@@ -224,21 +232,24 @@ class Report:
     def __str__(self) -> str:
         said = [f"- {sentence.text}" for sentence in self.sentences]
         rest = [f"not understood: {self.unparsed}"] if self.unparsed else []
-        return "\n".join([self.summary, *said, *rest])
+        return "\n".join(map(in_one_line, [self.summary, *said, *rest]))
 
     def _repr_html_(self) -> str:
         # ids are global in a notebook, and it may show several reports
         prefix = hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
         anchors = {cell.id: f"{prefix}-{place}" for place, cell in enumerate(self.cells)}
         said = "".join(
-            f"<li><a href='#{anchors[s.region]}'>{escape(s.region)}</a> {escape(s.text)}</li>"
+            f"<li><a href='#{anchors[s.region]}'>{_html(s.region)}</a> {_html(s.text)}</li>"
             for s in self.sentences
         )
         head = "".join(f"<th>{escape(name)}</th>" for name in _COLUMNS)
         rows = "".join(_row(cell, anchors[cell.id]) for cell in self.cells)
-        rest = f"<pre>not understood: {escape(self.unparsed)}</pre>" if self.unparsed else ""
+        rest = ""
+        if self.unparsed:
+            wrapped = f"<code style='overflow-wrap:anywhere'>{_html(self.unparsed)}</code>"
+            rest = f"<p>not understood: {wrapped}</p>"
         return (
-            f"<div><p>{escape(self.summary)}</p>{_picture(self, anchors)}<ol>{said}</ol>"
+            f"<div><p>{_html(self.summary)}</p>{_picture(self, anchors)}<ol>{said}</ol>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{rest}</div>"
         )
 
@@ -266,6 +277,21 @@ def unsupported_numbers(text: str, numbers: dict[str, float]) -> tuple[str, ...]
     return tuple(token for token in found if not _is_one_of(token, numbers))
 
 
+def in_one_line(text: str) -> str:
+    """Text with its line breaks and other controls written as escapes, to show what a model wrote.
+
+    A line of it cannot pass for one of the report, nor does it steer a terminal.
+
+    >>> in_one_line("(15, T=\\n- Region 3")
+    '(15, T=\\\\n- Region 3'
+    """
+    return _UNSHOWN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _html(text: str) -> str:
+    return escape(in_one_line(text))
+
+
 def _is_one_of(token: str, numbers: dict[str, float]) -> bool:
     decimals = len(token.replace("_", "").partition(".")[2])
     plain = re.sub(r"(?<!\d)\.", "0.", token.lstrip("+").replace("_", ""))
@@ -289,7 +315,7 @@ def _row(cell: CellReport, anchor: str) -> str:
         *words[:3],
         words[3] if cell.kind else "undecided",
     )
-    return f"<tr id='{anchor}'>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
+    return f"<tr id='{anchor}'>{''.join(f'<td>{_html(value)}</td>' for value in values)}</tr>"
 
 
 def _picture(report: Report, anchors: dict[str, str]) -> str:
@@ -308,7 +334,7 @@ def _picture(report: Report, anchors: dict[str, str]) -> str:
             f"width='{400 * (wide - x):.1f}' height='{160 * (low - top):.1f}' "
             f"fill='orange' fill-opacity='0.4' stroke='black'/>"
             f"<text x='{400 * x + 4:.1f}' y='{160 * top + 14:.1f}' font-size='12'>"
-            f"{escape(cell.id)}</text></a>"
+            f"{_html(cell.id)}</text></a>"
         )
     return (
         "<svg width='400' height='160' role='img' aria-label='regions over time and frequency'>"

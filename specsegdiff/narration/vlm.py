@@ -20,8 +20,8 @@ from torch import Tensor
 from specsegdiff.cells import RegionGrid, Regions, pool, top_k, whole_plane
 from specsegdiff.errors import CheckpointError, ConfigError, DependencyError
 from specsegdiff.explanation import Explanation
-from specsegdiff.frontend import Axes
-from specsegdiff.narration.parsing import Finding, parse_cells, parse_findings
+from specsegdiff.narration.division import Division, divided
+from specsegdiff.narration.parsing import Finding, holds_marker, parse_cells, parse_findings
 from specsegdiff.narration.picture import PictureConfig, draw_regions
 from specsegdiff.narration.prompts import Prompt, describe_prompt, messages, select_prompt
 from specsegdiff.narration.schema import CellReport, Report, Sentence
@@ -105,9 +105,10 @@ class VLMNarrator:
     """Narrator whose words are those of a vision-language model; make one with `from_pretrained`.
 
     ``model`` and ``processor`` are what `transformers` loads; of a model with the adapters
-    ``cells`` and ``text``, the first answers Query 1 and the second Query 2. ``regions`` divides
-    the plane, the 4x4 grid by default; ``choose`` answers Query 1 in the model's place. The model
-    is left as it was found, and the random state too.
+    ``cells`` and ``text``, the first answers Query 1 and the second Query 2. ``divide`` are other
+    regions than the 4x4 grid, or what makes them of an explanation, as in
+    `specsegdiff.narration.rules.RuleNarrator`; ``choose`` answers Query 1 in the model's place. The
+    model is left as it was found, and the random state too.
 
     >>> from specsegdiff import explain
     >>> narrator = VLMNarrator.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")  # doctest: +SKIP
@@ -120,14 +121,14 @@ class VLMNarrator:
         processor: Any,
         *,
         config: VLMConfig | None = None,
-        regions: Callable[[Axes], Regions] = RegionGrid,
+        divide: Division | None = None,
         choose: Chooser | None = None,
         name: str = "",
     ) -> None:
         self.model = model
         self.processor = processor
         self.config = config or VLMConfig()
-        self.regions = regions
+        self.divide = divide
         self.choose = choose
         self.name = name or type(model).__name__
 
@@ -138,7 +139,7 @@ class VLMNarrator:
         *,
         adapters: tuple[str | Path | None, str | Path | None] = (None, None),
         config: VLMConfig | None = None,
-        regions: Callable[[Axes], Regions] = RegionGrid,
+        divide: Division | None = None,
         choose: Chooser | None = None,
         name: str = "",
         **options: Any,
@@ -159,7 +160,7 @@ class VLMNarrator:
             model.eval(),
             processor,
             config=config,
-            regions=regions,
+            divide=divide,
             choose=choose,
             name=name or str(source),
         )
@@ -167,10 +168,11 @@ class VLMNarrator:
     def __call__(self, explanation: Explanation) -> Report:
         """Ask the model about an explanation: regions, then words; what it cannot say is left out.
 
-        A finding is reported where all its fields are legal and its text holds no number: nothing
-        could check one. The fields are the model's claim.
+        A finding is reported where all its fields are legal, and its text has a word and no number:
+        nothing could check one. The fields are the model's claim. Raises `ShapeError` where
+        ``divide`` has other axes.
         """
-        c, regions = self.config, self.regions(explanation.axes)
+        c, regions = self.config, divided(explanation, self.divide or RegionGrid(explanation.axes))
         maps = explanation.layers
         picture = draw_regions(maps.wave, regions, heatmap=maps.heatmap, config=c.picture)
         unparsed = []
@@ -186,7 +188,8 @@ class VLMNarrator:
             # a line break would begin a line of its own in a report
             finding = replace(found, evidence=" ".join(found.evidence.split()))
             said = Sentence(f"Region {finding.id}: {finding.evidence}", finding.id)
-            if said.unsupported():
+            wordless = not any(map(str.isalpha, finding.evidence))
+            if wordless or said.unsupported() or holds_marker(finding.evidence):
                 unparsed.append(said.text)
                 continue
             cells.append(_cell(finding, regions))

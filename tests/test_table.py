@@ -22,7 +22,13 @@ def result() -> dict[str, Any]:
         "meta": {"commit": "0123456789", "date": "2030-01-01", "device": "cpu", "split": "test"},
         "rows": [
             {"method": "random", "group": "control", "seen": scores, "unseen": {"pairs": 7}},
-            {"method": "ours", "group": "ours", "seen": scores, "unseen": scores},
+            {
+                "method": "ours",
+                "group": "ours",
+                "seen": scores,
+                "unseen": scores,
+                "spread_auroc": 83.94,
+            },
         ],
     }
 
@@ -32,10 +38,20 @@ def test_a_block_is_rendered_and_the_rest_stays(table: dict[str, Any], tmp_path:
     lines = table["fill"](PAGE, tmp_path).splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     assert "old" not in lines
-    assert lines[4] == ("| **ours** | 34.0 (31.0 to 37.3) | 34.0 (31.0 to 37.3) | 20.0 | 20.0 |")
-    assert lines[5] == "| random | 34.0 (31.0 to 37.3) | - | 20.0 | - |"
+    gdice = "34.0 (31.0 to 37.3)"
+    assert lines[4] == f"| **ours** | {gdice} | {gdice} | 20.0 | 20.0 | 83.9 |"
+    assert lines[5] == f"| random | {gdice} | - | 20.0 | - | - |"
     assert "Commit 01234567, 2030-01-01" in lines[7]
     assert "9 pairs of seen vocoders and 9 pairs of unseen" in lines[7]
+
+
+def test_a_split_without_unseen_vocoders_has_no_column_of_them(table: dict[str, Any]) -> None:
+    found = result()
+    for row in found["rows"]:
+        del row["unseen"]
+    head, *_, foot = table["segmentation"](found).splitlines()
+    assert head == "| method | GDice, seen vocoders | AP, seen vocoders | AUROC of the spread |"
+    assert "9 pairs of seen vocoders." in foot
 
 
 def test_rendering_twice_changes_nothing(table: dict[str, Any], tmp_path: Path) -> None:
@@ -221,9 +237,13 @@ def test_narrators_are_a_table_of_cells_and_one_of_words(
     table: dict[str, Any], tmp_path: Path
 ) -> None:
     scores = {name: [0.5, 0.4, 0.6] for name in ("recall_at_3", "ndcg_binary_at_3")}
+    scores["ndcg_graded_at_3"] = [0.375, 0.25, 0.5]
     scores |= {"over_constant": [-0.02, -0.1, 0.1], "average_precision": [0.25]}
     on_hits = {name: [1.0] for name in ("time", "frequency", "phone", "average")}
-    words = {"on_hits": on_hits, "end_to_end": [0.4]}
+    texts = {"rouge_l": 0.781, "rouge_l_end_to_end": 0.39, "consistency": 0.875}
+    texts["field_accuracy_from_text"] = 0.852
+    words = {"on_hits": on_hits, "end_to_end": [0.4], "scores": texts}
+    nothing = {"rouge_l": None, "rouge_l_end_to_end": 0.0}
     found = {
         "meta": result()["meta"] | {"k": 3},
         "test": {
@@ -232,7 +252,7 @@ def test_narrators_are_a_table_of_cells_and_one_of_words(
                 {"narrator": "rules", "fake": words, "genuine twin": words, "coverage": [0.95]},
                 {
                     "narrator": "silent",
-                    "fake": words | {"on_hits": dict.fromkeys(on_hits)},
+                    "fake": words | {"on_hits": dict.fromkeys(on_hits), "scores": nothing},
                     "genuine twin": words,
                     "coverage": None,
                 },
@@ -243,6 +263,9 @@ def test_narrators_are_a_table_of_cells_and_one_of_words(
     (tmp_path / "narration.json").write_text(json.dumps(found))
     lines = table["fill"](PAGE.replace("segmentation", "narration"), tmp_path).splitlines()
     assert "| VLM | 12 | 0.50 (0.40 to 0.60) | -0.02 (-0.10 to 0.10) | 0.50" in "\n".join(lines)
+    assert "| 0.50 (0.40 to 0.60) | 0.38 (0.25 to 0.50) | 0.25 |" in "\n".join(lines)
+    assert "| rules | 0.78 | 0.39 | 0.85 | 0.88 |" in lines
+    assert "| silent | - | 0.00 | - | - |" in lines
     assert "| rules | 1.00 | 1.00 | 1.00 | 0.40 | 0.40 | 1.00 | 0.95 |" in lines
     assert "| silent | - | - | - | 0.40 | 0.40 | 1.00 | - |" in lines
     assert any("grpo-1, 200 steps: 0.25 to 0.50" in line for line in lines)

@@ -376,4 +376,4 @@ def test_the_report_in_a_browser(
     tab.wait_for_function(f"{players}.length && {players}.every(duration => duration > 0)")
     assert tab.locator("td", has_text="R1").first.is_visible()
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
-    photograph(tab, "report")
+    photograph(tab, "report", full_page=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from baselines import lrp
 from baselines.lrp import Flow
 from baselines.lrp_rules import LRPRules, check_zennit
-from baselines.plane import Attribution, Item, Plane, Scale, as_found
+from baselines.plane import Attribution, Item, Part, Plane, Scale, as_found
 from specsegdiff.errors import ConfigError
 from specsegdiff.frontend import Stft
 from specsegdiff.shapes import Map, Wave
@@ -30,8 +30,9 @@ class AttnLRP:
     ``scale`` changes no map: the logarithm of a magnitude is an element-wise function, and
     relevance passes through those unchanged (Eq. 9).
 
-    One recording passes at a time, so memory does not grow with the batch, and no item depends on
-    another. The detector runs in evaluation mode and is left as it was found.
+    One recording passes at a time, and a few windows of a long one (`Plane.parts`), so the memory
+    of a pass grows neither with the batch nor with the length, and no item depends on another. The
+    detector runs in evaluation mode and is left as it was found.
 
     Raises `ConfigError` on other settings, `DependencyError` where zennit is needed and missing,
     `ShapeError` on waves that are not ``(b, n)`` and finite, and `RuleError` that names every
@@ -45,6 +46,9 @@ class AttnLRP:
     >>> tuple(lrp(torch.randn(2, 4_000)).shape), lrp.check()
     ((2, 513, 16), [])
     """
+
+    signed = True
+    "A map's sign says for or against (`specsegdiff.benchmark.rank`)."
 
     def __init__(
         self,
@@ -78,7 +82,9 @@ class AttnLRP:
 
     def flows(self, wave: Wave) -> list[Flow]:
         """What every function of the detector received and passed on for a wave ``(1, n)``, in
-        order; the logit is the sum of the map plus all that they absorbed, to rounding."""
+        order; the logit is the sum of the map plus all that they absorbed, to rounding.
+
+        All windows of a long recording pass at once, so memory grows with its length."""
         with torch.inference_mode(False), as_found(self.plane.wrapper):
             return [
                 flow
@@ -100,11 +106,18 @@ class AttnLRP:
             item = next(iter(self.plane.items(wave)))
             return lrp.gaps(self._score(item), item.value, root=self.root)
 
-    def _score(self, item: Item) -> Callable[[Tensor], Tensor]:
-        return lambda value: self.plane.score(value, item.phase, item.length)
+    def _score(self, item: Item, plane: Plane | None = None) -> Callable[[Tensor], Tensor]:
+        plane = plane or self.plane
+        return lambda value: plane.score(value, item.phase, item.length)
 
     def _explain(self, item: Item) -> tuple[Map, Float[Tensor, ""]]:
-        relevance, logit = lrp.propagate(
-            self._score(item), item.value, rules=self.rules, root=self.root
-        )
-        return relevance[0], logit[0]
+        logits = []
+
+        def relevance(part: Part) -> Tensor:
+            score = self._score(part.item, part.plane)
+            found, logit = lrp.propagate(score, part.item.value, rules=self.rules, root=self.root)
+            logits.append(logit * part.weight)
+            return found
+
+        (result,) = self.plane.over_parts(item, relevance)
+        return result, torch.cat(logits).sum()

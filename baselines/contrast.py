@@ -71,6 +71,9 @@ class Contrast(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation at both ends, and carry the change through it."""
+        # inference mode alone does not take operations apart that are made of others
+        if torch.is_inference_mode_enabled() and func._can_decompose():
+            return func.decompose(*args, **(kwargs or {}))
         # a network's own no_grad says what is trained, not what it computes: it is lifted here
         with enable_reentrant_dispatch(), torch.inference_mode(False), torch.enable_grad():
             return _apply(func, tuple(args), dict(kwargs or {}))

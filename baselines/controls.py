@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from baselines.plane import check_batch, content_key, seed_of
+from baselines.plane import check_batch, check_stft, content_key, seed_of
 from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.frontend import Stft
 from specsegdiff.shapes import Map, Mask, Wave
@@ -23,6 +23,7 @@ class Random:
     def __init__(self, detector: object = None, *, stft: Stft | None = None, seed: int = 0) -> None:
         if not isinstance(seed, int):
             raise ConfigError(f"seed must be an integer, got {seed!r}; the noise hangs on it")
+        check_stft(stft)
         self.stft = stft or Stft()
         self.seed = seed
 
@@ -44,6 +45,7 @@ class Energy:
     """The magnitude itself: what marking loud bins scores. The detector is ignored."""
 
     def __init__(self, detector: object = None, *, stft: Stft | None = None) -> None:
+        check_stft(stft)
         self.stft = stft or Stft()
 
     def __call__(self, wave: Wave) -> Map:
@@ -55,6 +57,9 @@ class Energy:
 class LowEnergy:
     """The magnitude with its sign turned: what marking quiet bins scores, where a ratio of
     magnitudes, as the ground truth takes it, is largest. The detector is ignored."""
+
+    signed = False
+    "Every value is below 0, and the highest counts (`specsegdiff.benchmark.rank`)."
 
     def __init__(self, detector: object = None, *, stft: Stft | None = None) -> None:
         self.energy = Energy(stft=stft)
@@ -85,6 +90,7 @@ class MeanMaskByFrequency:
                 "expected the profile as floating shares (f,), one a frequency bin; "
                 "make it with MeanMaskByFrequency.fit"
             )
+        check_stft(stft)
         self.stft = stft or Stft()
         self.profile = profile
 

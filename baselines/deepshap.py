@@ -14,11 +14,13 @@ from baselines.deepshap_check import RuleSet, check_rule_set
 from baselines.plane import (
     Attribution,
     Item,
+    Part,
     Plane,
     References,
     Scale,
     check_count,
     check_references,
+    count_of,
     import_captum,
     mean_row,
 )
@@ -42,9 +44,16 @@ class DeepSHAP:
     ``references`` are waves of real speech, 20 in the public re-implementation of the paper;
     without them, the one reference is silence. Shorter ones are repeated, longer ones cut. Their
     magnitudes meet the phase of the explained recording. ``chunk`` references pass the network at
-    once, as many as the memory holds by default. Raises `ConfigError` on other settings, and
-    `ShapeError` on waves that are not ``(b, n)`` and finite.
+    once, as many as the memory holds by default. Windows of a long recording pass it a few at a
+    time (`Plane.parts`) with full rules; with captum's they pass together, since its rule for
+    softmax makes each hang on the others, and the memory grows with the length. Where a choice is a
+    tie at the reference, as of equal nodes of a graph in silence, rounding chooses, so that a pass
+    with another number of rows may divide the same sum otherwise, by about 2 % of a map. Raises
+    `ConfigError` on other settings, and `ShapeError` on waves that are not ``(b, n)`` and finite.
     """
+
+    signed = True
+    "A map's sign says for or against (`specsegdiff.benchmark.rank`)."
 
     def __init__(
         self,
@@ -77,20 +86,29 @@ class DeepSHAP:
 
     def _explain(self, item: Item) -> tuple[Map, Float[Tensor, ""]]:
         explain = _full if self.rules == "full" else _captum
-        references = self.plane.baseline(item, self.references)
-        change = self.plane.change(item, references, chunk=self.chunk)
+        change = self.plane.change(item, self.references, chunk=self.chunk)
 
         def rows(chosen: range) -> Tensor:
-            return explain(self.plane, item, references[chosen.start : chosen.stop])
+            return explain(self.plane, item, self.plane.baseline(item, self.references, chosen))
 
-        mean = mean_row(rows, len(references), chunk=self.chunk, device=self.plane.device)
-        return mean, change
+        count = count_of(self.references)
+        return mean_row(rows, count, chunk=self.chunk, device=self.plane.device), change
+
+
+def deepshap_captum(detector: Callable[..., Any]) -> DeepSHAP:
+    """Entry point ``deepshap-captum``: `DeepSHAP` with captum's rules against silence, as the entry
+    point ``deepshap`` has full ones; references need recordings, and so Python."""
+    return DeepSHAP(detector, rules="captum")
 
 
 def _full(plane: Plane, item: Item, references: Float[Tensor, "k f t"]) -> Float[Tensor, "k f t"]:
-    value = item.value.expand_as(references).contiguous()
-    phase = item.phase.expand_as(references).contiguous()
-    return deeplift(lambda x: plane.score(x, phase, item.length), value, references)[0]
+    def contributions(part: Part) -> Tensor:
+        ends = references[:, :, part.frames].contiguous()
+        value = part.item.value.expand_as(ends).contiguous()
+        phase = part.item.phase.expand_as(ends).contiguous()
+        return deeplift(lambda x: part.plane.score(x, phase, part.item.length), value, ends)[0]
+
+    return plane.over_parts(item, contributions)
 
 
 def _captum(plane: Plane, item: Item, references: Float[Tensor, "k f t"]) -> Float[Tensor, "k f t"]:
@@ -98,7 +116,8 @@ def _captum(plane: Plane, item: Item, references: Float[Tensor, "k f t"]) -> Flo
     from captum.attr import DeepLift
 
     # DeepLiftShap is the mean of these. Its softmax rule subtracts a mean over the whole batch, so
-    # that references in one pass would influence each other: here each has a pass of its own.
+    # that references in one pass would influence each other: here each has a pass of its own. So
+    # would parts of a recording change their numbers, and it passes whole.
     parts = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Setting forward, backward hooks")

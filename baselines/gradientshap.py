@@ -13,11 +13,13 @@ from torch import Tensor
 from baselines.plane import (
     Attribution,
     Item,
+    Part,
     Plane,
     References,
     Scale,
     check_count,
     check_references,
+    count_of,
     import_captum,
     mean_row,
     seed_of,
@@ -42,10 +44,14 @@ class GradientSHAP:
     deviation of Gaussian noise on the values, in their units; with it, the expectation is off.
 
     Draws hang on the seed, the recording's samples and their own index; ``chunk`` of them pass the
-    network at once, as many as the memory holds by default. captum draws α from NumPy's global
-    state, which is put back; do not draw from it in another thread meanwhile. Raises `ConfigError`
-    on other settings, and `ShapeError` on waves that are not ``(b, n)`` and finite.
+    network at once, as many as the memory holds by default, and windows of a long recording a few
+    at a time (`Plane.parts`). captum draws α from NumPy's global state, which is put back; do not
+    draw from it in another thread meanwhile. Raises `ConfigError` on other settings, and
+    `ShapeError` on waves that are not ``(b, n)`` and finite.
     """
+
+    signed = True
+    "A map's sign says for or against (`specsegdiff.benchmark.rank`)."
 
     def __init__(
         self,
@@ -88,44 +94,46 @@ class GradientSHAP:
         return self.plane.attribute(wave, self._explain)
 
     def _explain(self, item: Item) -> tuple[Map, Float[Tensor, ""]]:
-        baselines = self.plane.baseline(item, self.references)
-
         def rows(chosen: range) -> Tensor:
-            return self._draw(item, baselines, chosen)
+            return self._draw(item, chosen)
 
         mean = mean_row(rows, self.samples, chunk=self.chunk, device=self.plane.device)
-        return mean, self.plane.change(item, baselines, chunk=self.chunk)
+        return mean, self.plane.change(item, self.references, chunk=self.chunk)
 
-    def _draw(
-        self, item: Item, baselines: Float[Tensor, "k f t"], chosen: range
-    ) -> Float[Tensor, "s f t"]:
+    def _draw(self, item: Item, chosen: range) -> Float[Tensor, "s f t"]:
         from captum.attr import GradientShap
 
         starts, offsets = [], []
         for sample in chosen:
             generator = torch.Generator().manual_seed(seed_of(self.seed, item.key, sample))
-            place = torch.randint(len(baselines), (), generator=generator)
+            place = int(torch.randint(count_of(self.references), (), generator=generator))
+            (baseline,) = self.plane.baseline(item, self.references, range(place, place + 1))
             moved = item.value[0]
             if self.noise:
                 noise = torch.randn(moved.shape, generator=generator, dtype=moved.dtype)
                 moved = moved + self.noise * noise.to(moved.device)
-            starts.append(baselines[place])
-            offsets.append(moved - baselines[place])
-        start = torch.stack(starts)
+            starts.append(baseline)
+            offsets.append(moved - baseline)
+        start, offset = torch.stack(starts), torch.stack(offsets)
 
-        def network(offset: Tensor, start: Tensor) -> Tensor:
-            return self.plane.score(start + offset, item.phase, item.length)
+        def gradients(part: Part) -> Tensor:
+            def network(offset: Tensor, start: Tensor) -> Tensor:
+                return part.plane.score(start + offset, part.item.phase, part.item.length)
 
-        # As a function of the offset from its own baseline, every draw has the baseline 0, so
-        # captum has α alone left to draw: one number a row, in the order of the samples.
-        with _numpy_draws(seed_of(self.seed, item.key), skip=chosen.start):
-            return GradientShap(network).attribute(
-                torch.stack(offsets),
-                baselines=torch.zeros_like(start[:1]),
-                n_samples=1,
-                stdevs=0.0,
-                additional_forward_args=(start,),
-            )
+            own = start[:, :, part.frames]
+            # As a function of the offset from its own baseline, every draw has the baseline 0, so
+            # captum has α alone left to draw: one number a row, in the order of the samples, and
+            # the same for all parts of a recording.
+            with _numpy_draws(seed_of(self.seed, item.key), skip=chosen.start):
+                return GradientShap(network).attribute(
+                    offset[:, :, part.frames],
+                    baselines=torch.zeros_like(own[:1]),
+                    n_samples=1,
+                    stdevs=0.0,
+                    additional_forward_args=(own,),
+                )
+
+        return self.plane.over_parts(item, gradients)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor
 from baselines.plane import (
     Attribution,
     Item,
+    Part,
     Plane,
     Scale,
     check_count,
@@ -26,9 +27,13 @@ class IntegratedGradients:
     A map sums to ``f(x) - f(silence)`` as far as ``steps`` points resolve the line: exactly for
     networks that are polynomials along it, to what ``delta`` says for others. On the log scale the
     line is straight in logarithms, and silence is the wrapper's floor. ``chunk`` points pass the
-    network at once, as many as the memory holds by default. Raises `ConfigError` on other settings,
+    network at once, as many as the memory holds by default, and windows of a long recording a
+    few at a time (`Plane.parts`). Raises `ConfigError` on other settings,
     and `ShapeError` on waves that are not ``(b, n)`` and finite.
     """
+
+    signed = True
+    "A map's sign says for or against (`specsegdiff.benchmark.rank`)."
 
     def __init__(
         self,
@@ -62,17 +67,21 @@ class IntegratedGradients:
 
         silence = self.plane.baseline(item, None)
 
-        def network(value: Tensor) -> Tensor:
-            return self.plane.score(value, item.phase, item.length)
+        def along_line(part: Part) -> Tensor:
+            def network(value: Tensor) -> Tensor:
+                return part.plane.score(value, part.item.phase, part.item.length)
 
-        def integrate(rows: int) -> Tensor:
-            return CaptumIntegratedGradients(network).attribute(
-                item.value,
-                baselines=silence,
-                n_steps=self.steps,
-                method="gausslegendre",
-                internal_batch_size=rows,
-            )
+            def integrate(rows: int) -> Tensor:
+                return CaptumIntegratedGradients(network).attribute(
+                    part.item.value,
+                    baselines=silence[:, :, part.frames],
+                    n_steps=self.steps,
+                    method="gausslegendre",
+                    internal_batch_size=rows,
+                )
 
-        result, _ = fitting_memory(integrate, chunk=self.chunk, device=self.plane.device)
-        return result[0].detach(), self.plane.change(item, silence, chunk=self.chunk)
+            result, _ = fitting_memory(integrate, chunk=self.chunk, device=self.plane.device)
+            return result.detach()
+
+        (result,) = self.plane.over_parts(item, along_line)
+        return result, self.plane.change(item, None, chunk=self.chunk)

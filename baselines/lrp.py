@@ -100,7 +100,8 @@ def gaps(score: Callable[[Tensor], Tensor], value: Tensor, *, root: nn.Module | 
     """Functions without a rule that a forward pass meets, as ``function in module``; empty is a
     clean bill."""
     rules = LRPRules(gamma_conv=0, gamma_linear=0)
-    return _forward(score, value, rules=rules, root=root, watch=False)[2].missing(root)
+    _, scores, run = _forward(score, value, rules=rules, root=root, watch=False)
+    return run.missing(root, scores)
 
 
 def _run(
@@ -114,7 +115,7 @@ def _run(
     check_zennit(rules)
     with torch.inference_mode(False), torch.enable_grad():
         leaf, scores, run = _forward(score, value, rules=rules, root=root, watch=watch)
-        missing = run.missing(root)
+        missing = run.missing(root, scores)
         if missing:
             raise RuleError(
                 f"AttnLRP has no rule for {len(missing)} function(s): {', '.join(missing)}; "
@@ -148,7 +149,6 @@ def _forward(
         start = leaf.clone()
         with run:
             scores = score(start)
-    run.graph = scores
     return leaf, scores, run
 
 
@@ -166,7 +166,6 @@ class _Propagation(TorchFunctionMode):
         self.unknown: list[str] = []
         self.meters: list[_Meter] | None = [] if watch else None
         self.meter: _Meter | None = None
-        self.graph: Tensor | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -211,8 +210,9 @@ class _Propagation(TorchFunctionMode):
         if self.meter is not None:
             self.meter.on_result(result)
 
-    def missing(self, root: nn.Module | None) -> list[str]:
-        """Everything that has no rule, or that cannot be seen."""
+    def missing(self, root: nn.Module | None, scores: Tensor) -> list[str]:
+        """Everything that has no rule, or that cannot be seen, in a pass that gave ``scores``."""
+        # scores are not kept: their graph leads back here, and memory would never be freed
         modules = [] if root is None else root.named_modules()
         compiled = [
             f"all functions in {_described(path, module)}, which is compiled; pass the original"
@@ -220,7 +220,7 @@ class _Propagation(TorchFunctionMode):
             if isinstance(module, torch.jit.ScriptModule)
             or type(module).__name__ == "OptimizedModule"
         ]
-        return [*compiled, *self.unknown, *_foreign_functions(self.graph)]
+        return [*compiled, *self.unknown, *_foreign_functions(scores)]
 
     def _metered(self, rule: Callable[[Call], Any], call: Call, meter: "_Meter") -> Any:
         call.args = _mapped(meter.on_operand, call.args)
@@ -341,9 +341,9 @@ def _caller(names: Mapping[int, str]) -> str:
     return "no module"
 
 
-def _foreign_functions(result: Tensor | None) -> list[str]:
+def _foreign_functions(result: Tensor) -> list[str]:
     """Functions with a gradient of their own in Python, which no rule has seen."""
-    todo: list[Any] = [] if result is None or result.grad_fn is None else [result.grad_fn]
+    todo: list[Any] = [] if result.grad_fn is None else [result.grad_fn]
     seen, found = set(todo), []
     while todo:
         node = todo.pop()

@@ -24,6 +24,9 @@ class Occlusion:
     that are not ``(b, n)`` and finite.
     """
 
+    signed = True
+    "A map's sign says for or against (`specsegdiff.benchmark.rank`)."
+
     def __init__(
         self,
         detector: Callable[..., Any],

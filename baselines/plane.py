@@ -1,18 +1,21 @@
 """A detector on the time-frequency plane: what all attributions here share."""
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
+from baselines.contrast import RuleError
 from specsegdiff.errors import ConfigError, DependencyError, ShapeError
 from specsegdiff.frontend import RawWrapper, Stft
-from specsegdiff.models.detector import spoof_column
+from specsegdiff.models.detector import spoof_column, window_starts
 from specsegdiff.shapes import Map, Wave, check_wave, is_finite
 
 Scale: TypeAlias = Literal["linear", "log"]
@@ -23,6 +26,9 @@ References: TypeAlias = list[Tensor] | tuple[Tensor, ...] | Tensor
 
 ROWS_ON_ACCELERATOR = 8
 "Rows a pass on an accelerator, halved until they fit; a CPU gains nothing from more than one."
+
+WINDOWS_AT_ONCE = 2
+"Windows of a long recording a pass, which bounds its memory; more would gain little time."
 
 T = TypeVar("T")
 
@@ -50,12 +56,25 @@ class Item:
     "SHA-256 of its samples; random draws hang on it, never on the place in a batch."
 
 
+class Part(NamedTuple):
+    """Some windows of a long recording, as a recording of its own (`Plane.parts`)."""
+
+    plane: "Plane"
+    "The detector, which hears these windows alone."
+    item: Item
+    "The frames that their samples hang on; its key is the whole recording's."
+    frames: slice
+    "Where they lie in the whole recording."
+    weight: float
+    "Share of the recording's windows that these are."
+
+
 class Plane:
     """A detector as a function of the values of a spectrogram, under a fixed phase.
 
     Baselines keep the recording's phase too: what is explained is the value of a bin. ``target`` is
     a name in the detector's ``labels``, or the index of a logit. Raises `ConfigError` on an unknown
-    target or scale.
+    target or scale, or a transform that is no `Stft`.
     """
 
     def __init__(
@@ -66,7 +85,8 @@ class Plane:
                 f"expected a detector that maps waves (b, n) to logits (b, classes), got "
                 f"{type(detector).__name__}; pass the model itself"
             )
-        self.wrapper = RawWrapper(detector, stft, scale=scale)
+        check_stft(stft)
+        self.wrapper: RawWrapper = _Differentiable(detector, stft, scale=scale)
         self.column = target_column(detector, target)
 
     @property
@@ -89,27 +109,80 @@ class Plane:
             )
         return logits[:, self.column]
 
-    def baseline(self, item: Item, references: References | None) -> Float[Tensor, "k f t"]:
-        """Values of the references at the item's length, or of silence, ``(1, f, t)``, without.
+    def parts(self, item: Item) -> list[Part]:
+        """A long recording in parts of `WINDOWS_AT_ONCE` windows; any other as one part.
+
+        A detector says by a ``config`` with ``long = "windows"`` that its logits are the mean of
+        those of windows of ``n_samples``, as `specsegdiff.models.detector.over_windows` has it; of
+        one that does not say so, every recording is one part. A part has the frames that its
+        samples hang on, so work grows with the length, and the memory of a pass does not.
+        """
+        length, stft = window_of(self.wrapper.detector), self.wrapper.stft
+        if length is None or item.length <= WINDOWS_AT_ONCE * length:
+            return [Part(self, item, slice(None), 1.0)]
+        hop, reach = stft.config.hop, stft.config.n_fft // 2
+        starts, last_frame = window_starts(item.length, length), item.value.shape[-1] - 1
+        parts = []
+        for index in range(0, len(starts), WINDOWS_AT_ONCE):
+            own = starts[index : index + WINDOWS_AT_ONCE]
+            first = max((own[0] - reach) // hop, 0)
+            last = min(-(-(own[-1] + length + reach) // hop), last_frame)
+            n = (item.length if last == last_frame else last * hop) - first * hop
+            frames = slice(first, last + 1)
+            value, phase = item.value[:, :, frames], item.phase[:, :, frames]
+            windows = [slice(start - first * hop, start - first * hop + length) for start in own]
+            parts.append(
+                Part(
+                    self._hearing(windows),
+                    replace(item, value=value, phase=phase, length=n),
+                    frames,
+                    len(own) / len(starts),
+                )
+            )
+        return parts
+
+    def over_parts(self, item: Item, explain: Callable[[Part], Tensor]) -> Float[Tensor, "k f t"]:
+        """Maps ``(k, f, t)`` of an item: what ``explain`` gives for its `parts`, each ``(k, f, t)``
+        at the part's own frames, by their weights.
+
+        The mean over windows is linear, so for gradients, and for rules that treat every row of a
+        batch alone, these are the maps of the whole recording to rounding.
+        """
+        parts = self.parts(item)
+        if len(parts) == 1:
+            return explain(parts[0])
+        shares = [explain(part) * part.weight for part in parts]
+        total = shares[0].new_zeros(len(shares[0]), *item.value.shape[1:])
+        for part, share in zip(parts, shares, strict=True):
+            total[:, :, part.frames] += share
+        return total
+
+    def baseline(
+        self, item: Item, references: References | None, rows: range | None = None
+    ) -> Float[Tensor, "k f t"]:
+        """Values of the references at the item's length, or of silence, ``(1, f, t)``, without;
+        ``rows`` are those of a few references.
 
         Silence is magnitude 0: on the log scale it is the wrapper's floor, not a logarithm of 0.
         Shorter references are repeated, longer ones cut.
         """
         if references is None:
             return torch.full_like(item.value, self.wrapper.silence)
-        waves = torch.stack([at_length(wave, item.length) for wave in references])
+        chosen = range(len(references)) if rows is None else rows
+        waves = torch.stack([at_length(references[row], item.length) for row in chosen])
         return self.wrapper.split(waves.to(item.value))[0]
 
     def change(
-        self, item: Item, baselines: Float[Tensor, "k f t"], *, chunk: int | None
+        self, item: Item, references: References | None, *, chunk: int | None
     ) -> Float[Tensor, ""]:
         """``f(x) - mean f(baselines)``, what a complete map sums to."""
 
         def scores(rows: range) -> Tensor:
             with torch.no_grad():
-                return self.score(baselines[rows.start : rows.stop], item.phase, item.length)
+                baselines = self.baseline(item, references, rows)
+                return self.score(baselines, item.phase, item.length)
 
-        mean = mean_row(scores, len(baselines), chunk=chunk, device=self.device)
+        mean = mean_row(scores, count_of(references), chunk=chunk, device=self.device)
         with torch.no_grad():
             own = self.score(item.value, item.phase, item.length)[0]
         return own.cpu().double() - mean
@@ -147,6 +220,55 @@ class Plane:
                 value, phase, length = self.wrapper.split(row[None].to(self.device))
             yield Item(value, phase, length, content_key(row))
 
+    def _hearing(self, windows: list[slice]) -> "Plane":
+        """The same plane, of a detector that hears these samples alone."""
+        plane, whole = copy.copy(self), self.wrapper
+        detector = _Windows(whole.detector, windows)
+        plane.wrapper = _Differentiable(detector, whole.stft, scale=whole.scale, floor=whole.floor)
+        return plane
+
+
+class _Differentiable(RawWrapper):
+    """A wrapper that says so where a detector has no gradient, before autograd or captum does."""
+
+    def forward(
+        self, value: Float[Tensor, "b f t"], phase: Complex[Tensor, "b f t"], length: int
+    ) -> Float[Tensor, "b c"]:
+        """Logits as `RawWrapper` returns them; raises `RuleError` where they lost the gradient."""
+        logits = super().forward(value, phase, length)
+        if torch.is_grad_enabled() and value.requires_grad and not logits.requires_grad:
+            raise RuleError(
+                "the detector's logits have no gradient to its input, which this method needs: its "
+                "forward runs under torch.no_grad or torch.inference_mode, detaches, or decides "
+                "hard; take that out of the detector, or use DeepSHAP(rules='full'), which lifts "
+                "no_grad, or Occlusion, which asks for no gradient"
+            )
+        return logits
+
+
+class _Windows(nn.Module):
+    """Mean logits of a detector over some windows of a wave, each one that it hears whole."""
+
+    def __init__(self, detector: Callable[..., Any], windows: list[slice]) -> None:
+        super().__init__()
+        self.detector = detector
+        self.windows = windows
+        self.training = False
+
+    def forward(self, wave: Float[Tensor, "b n"]) -> Float[Tensor, "b c"]:
+        """Logits of waves that hold all these windows."""
+        rows = torch.stack([wave[:, window] for window in self.windows], dim=1)
+        logits = self.detector(rearrange(rows, "b w n -> (b w) n"))
+        return reduce(logits, "(b w) c -> b c", "mean", b=len(wave))
+
+
+def window_of(detector: object) -> int | None:
+    """Samples of the windows that a detector averages over; None where it does not say so."""
+    config = getattr(detector, "config", None)
+    length = getattr(config, "n_samples", None)
+    is_windowed = getattr(config, "long", None) == "windows" and isinstance(length, int)
+    return length if is_windowed else None
+
 
 def device_of(module: nn.Module) -> torch.device:
     """Device of a module's first weight or buffer; the CPU where it has none."""
@@ -181,6 +303,20 @@ def check_references(references: References | None) -> None:
             raise ShapeError(
                 f"expected each reference as a finite wave (n,), got {tuple(reference.shape)}"
             )
+
+
+def count_of(references: References | None) -> int:
+    """How many baselines there are: silence is one."""
+    return 1 if references is None else len(references)
+
+
+def check_stft(stft: object) -> None:
+    """Raise `ConfigError` unless ``stft`` is an `Stft`, or None for the default."""
+    if stft is not None and not isinstance(stft, Stft):
+        raise ConfigError(
+            f"stft must be an Stft, or None for the default, got {type(stft).__name__}; "
+            "make one of its settings with Stft(StftConfig(...))"
+        )
 
 
 def check_count(value: object, *, name: str) -> None:

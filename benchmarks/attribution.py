@@ -26,7 +26,7 @@ from baselines import AttnLRP, DeepSHAP, GradientSHAP, MeanMaskByFrequency
 from specsegdiff.api import default_model
 from specsegdiff.benchmark import TRUTH, entries, load_detector, load_methods, measure
 from specsegdiff.benchmark.cost import measured
-from specsegdiff.benchmark.measurement import fingerprint
+from specsegdiff.benchmark.fingerprints import fingerprint
 from specsegdiff.benchmark.scoring import load_case
 from specsegdiff.data.manifest import read_manifest
 from specsegdiff.data.pairs import Pair, load_pair

@@ -20,8 +20,8 @@ import torch
 from provenance import RESULTS, provenance, write_results
 
 from specsegdiff.api import default_model
+from specsegdiff.benchmark.fingerprints import fingerprint
 from specsegdiff.benchmark.journal import note_rows, open_journal
-from specsegdiff.benchmark.measurement import fingerprint
 from specsegdiff.benchmark.scoring import Case, Row, identify, load_case, summarise
 from specsegdiff.data.manifest import read_manifest
 from specsegdiff.masks import MaskConfig

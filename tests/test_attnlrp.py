@@ -4,9 +4,11 @@ Sums are compared in float64, where rounding is 1e-16 of the relevance that canc
 attention divide by small numbers, so that this can be a million times the logit, hence 1e-7.
 """
 
+import gc
 import importlib
 import importlib.util
 import sys
+import weakref
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from baselines import lrp as lrp_module
 from baselines.attnlrp import AttnLRP
 from baselines.contrast import RuleError
 from baselines.lrp import propagate
@@ -307,13 +310,16 @@ def lxt_rules():
     return stubs
 
 
-def test_a_transformer_agrees_with_lxt(monkeypatch):
+LXT = [-0.176889, 0.038371, -0.146675, -0.076101, -0.028046, 0.091908, 0.307697]
+"""Relevance of each token of `llama`'s sequence by lxt 2.1 with transformers 5.23, which
+`test_a_transformer_agrees_with_lxt` computes anew where lxt is installed."""
+
+
+def llama():
+    """A Llama with weights that hang on no library, a sequence, and the score that is explained."""
     pytest.importorskip("transformers", reason="transformers is not installed")
     from transformers.models.llama import modeling_llama
 
-    for name, stub in lxt_rules().items():
-        monkeypatch.setitem(sys.modules, name, stub)
-    rules = importlib.import_module("lxt.efficient.models.llama").attnLRP
     config = modeling_llama.LlamaConfig(
         hidden_size=16,
         intermediate_size=24,
@@ -323,15 +329,34 @@ def test_a_transformer_agrees_with_lxt(monkeypatch):
         vocab_size=11,
         attn_implementation="eager",
     )
-    torch.manual_seed(0)
     model = modeling_llama.LlamaForCausalLM(config).eval()
-    embedding = draws(1, 7, 16).float()
+    with torch.no_grad():
+        for place, weight in enumerate(model.parameters()):
+            drawn = draws(*weight.shape, seed=place)
+            weight.copy_(drawn / weight.shape[-1] ** 0.5 if weight.ndim > 1 else 1 + drawn / 10)
 
     def score(x):
         return model(inputs_embeds=x, use_cache=False).logits[:, -1, 3]
 
+    return model, draws(1, 7, 16).float(), score
+
+
+def test_a_transformer_has_the_relevance_that_lxt_gave_it():
+    model, embedding, score = llama()
     ours, logit = propagate(score, embedding, rules=EXACT, root=model)
     assert torch.allclose(logit, score(embedding), atol=1e-6)
+    # float32 through two layers
+    assert torch.allclose(ours.sum(dim=-1)[0], torch.tensor(LXT), rtol=1e-3, atol=1e-5)
+
+
+def test_a_transformer_agrees_with_lxt(monkeypatch):
+    model, embedding, score = llama()
+    from transformers.models.llama import modeling_llama
+
+    for name, stub in lxt_rules().items():
+        monkeypatch.setitem(sys.modules, name, stub)
+    rules = importlib.import_module("lxt.efficient.models.llama").attnLRP
+    ours, _ = propagate(score, embedding, rules=EXACT, root=model)
     # lxt patches classes and the module for good: what it changes is put back afterwards
     for target, patch in rules.items():
         if isinstance(target, type):
@@ -343,9 +368,9 @@ def test_a_transformer_agrees_with_lxt(monkeypatch):
     leaf = embedding.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(score(leaf).sum(), leaf)
     theirs = embedding * gradient
-    # float32 through two layers
     size = float(theirs.abs().max())
     assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5 * size)
+    assert torch.allclose(theirs.sum(dim=-1)[0], torch.tensor(LXT), rtol=1e-3, atol=1e-5)
     monkeypatch.undo()
     (gradient,) = torch.autograd.grad(score(leaf).sum(), leaf)
     assert float((embedding * gradient - theirs).abs().max()) > 0.01 * size
@@ -608,6 +633,24 @@ def test_a_detector_without_gradients_is_refused():
 
     with pytest.raises(RuleError, match="no_grad"):
         AttnLRP(Frozen.from_preset("tiny"), rules=EXACT)(draws(1, 5_000).float())
+
+
+def test_nothing_of_a_pass_is_kept(monkeypatch):
+    pytest.importorskip("zennit", reason="zennit is not installed")
+    kept = []
+
+    class Watched(lrp_module._Propagation):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            kept.append(weakref.ref(self))
+
+    monkeypatch.setattr(lrp_module, "_Propagation", Watched)
+    method = AttnLRP(AASIST.from_preset("tiny"))
+    method(draws(2, 5_000).float())
+    method.check()
+    gc.collect()
+    # a graph that leads back to its pass is one that no collector sees through
+    assert [run() for run in kept] == [None] * 3
 
 
 def test_gamma_asks_for_zennit(monkeypatch):

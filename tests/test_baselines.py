@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +16,18 @@ from models import STFT, noise
 from torch import nn
 
 import baselines
+from baselines.attnlrp import AttnLRP
+from baselines.contrast import RuleError
 from baselines.controls import Energy, LowEnergy, MeanMaskByFrequency, Random
 from baselines.deepshap import DeepSHAP
 from baselines.gradientshap import GradientSHAP
 from baselines.integrated_gradients import IntegratedGradients
+from baselines.lrp_rules import LRPRules
 from baselines.occlusion import Occlusion
-from baselines.plane import Plane, at_length, each_row, fitting_memory, seed_of
+from baselines.plane import WINDOWS_AT_ONCE, Plane, at_length, each_row, fitting_memory, seed_of
 from specsegdiff.errors import ConfigError, DependencyError, ShapeError
 from specsegdiff.frontend import Stft
+from specsegdiff.models.detector import over_windows
 
 ROOT = Path(__file__).parent.parent
 TRANSFORM = Stft(STFT)
@@ -411,6 +416,85 @@ def test_no_pass_has_more_rows_than_a_chunk(name, chunk):
     assert max(detector.rows) == max(chunk or 1, 2 if name == "DeepSHAP of captum" else 1)
 
 
+class Windowed(Counting):
+    """Averages windows of 150 samples, and notes how many pass with gradients."""
+
+    def __init__(self, long="windows", says=True):
+        super().__init__()
+        self.long = long
+        if says:
+            self.config = SimpleNamespace(n_samples=150, long=long)
+
+    def forward(self, wave):
+        return over_windows(self.classify, wave, length=150, long=self.long)
+
+    def classify(self, wave):
+        if torch.is_grad_enabled():
+            self.rows.append(len(wave))
+        return Smooth.forward(self, wave)
+
+
+LONG = METHODS | {
+    "AttnLRP": lambda detector, **options: AttnLRP(
+        detector, rules=LRPRules(gamma_conv=0, gamma_linear=0), **options
+    )
+}
+DIFFERENTIATED = [name for name in LONG if name not in ("Occlusion", "DeepSHAP of captum")]
+
+
+@pytest.mark.parametrize("name", LONG)
+# seven windows, whose starts are no multiples of the hop; the last part has one
+@pytest.mark.parametrize("samples", [1_001, 1_050])
+def test_windows_of_a_long_recording_change_no_number(name, samples):
+    waves = noise(2, samples, seed=8, scale=0.3).double()
+    for options in ({}, {"scale": "log"}, {"references": REFERENCES, "chunk": 2}):
+        if "references" in options and name in ("Occlusion", "IntegratedGradients", "AttnLRP"):
+            continue
+        # float64, so that all differences are the method's own; maps are float32
+        parts, whole = (
+            LONG[name](Windowed(says=says).double(), stft=TRANSFORM, **options)
+            for says in (True, False)
+        )
+        result = parts(waves)
+        assert torch.allclose(result, whole(waves), atol=1e-7, rtol=1e-5)
+        assert result.abs().max() > 1e-3
+        if name != "Occlusion":
+            (one, other) = (method.attribute(waves).delta for method in (parts, whole))
+            assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_few_windows_pass_at_once_with_gradients(name):
+    for samples in (600, 2_400):
+        parts, whole = (LONG[name](Windowed(says=s), stft=TRANSFORM) for s in (True, False))
+        for method in (parts, whole):
+            method(noise(1, samples, seed=8, scale=0.3))
+        detectors = [method.plane.wrapper.detector for method in (parts, whole)]
+        rows = [max(detector.rows) for detector in detectors]
+        assert rows == [WINDOWS_AT_ONCE, samples // 150]
+
+
+def test_parts_are_the_recording_that_the_detector_hears():
+    plane = Plane(Windowed().eval(), target=0, stft=TRANSFORM, scale="linear")
+    for samples in (301, 449, 450, 1_001, 4_321):
+        (item,) = plane.items(noise(1, samples, seed=3, scale=0.3))
+        parts = plane.parts(item)
+        assert sum(part.weight for part in parts) == pytest.approx(1)
+        with torch.no_grad():
+            logits = [
+                p.weight * p.plane.score(p.item.value, p.item.phase, p.item.length) for p in parts
+            ]
+            whole = plane.score(item.value, item.phase, item.length)
+        assert torch.allclose(sum(logits), whole, atol=1e-6)
+        assert max(part.item.value.shape[-1] for part in parts) <= 2 + (64 + 2 * 150) // 16 + 2
+        assert len(parts) == math.ceil(math.ceil(samples / 150) / WINDOWS_AT_ONCE)
+    # one that hears its first window alone, or says nothing, is one part
+    for detector in (Windowed("first"), Windowed(says=False), lambda wave: wave[:, :2]):
+        plane = Plane(detector, target=0, stft=TRANSFORM, scale="linear")
+        (item,) = plane.items(noise(1, 4_321, seed=3, scale=0.3))
+        assert len(plane.parts(item)) == 1
+
+
 def test_one_row_that_does_not_fit_is_an_error():
     def work(rows):
         raise torch.OutOfMemoryError("full")
@@ -461,6 +545,37 @@ def test_bad_detectors_are_typed_errors(name):
         build(name, Smooth(), scale="mel")
     with pytest.raises(ConfigError, match="chunk"):
         build(name, Smooth(), chunk=0)
+
+
+class Frozen(Smooth):
+    """Its forward asks for no gradient."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, wave):
+        with self.mode():
+            return super().forward(wave)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", LONG)
+def test_a_detector_without_gradients_is_a_typed_error(name, mode):
+    method = LONG[name](Frozen(mode), stft=TRANSFORM)
+    if name in ("DeepSHAP", "Occlusion"):
+        # the one lifts the mode, the other needs no gradient
+        assert torch.equal(method(WAVES), LONG[name](Smooth(), stft=TRANSFORM)(WAVES))
+        return
+    with pytest.raises(RuleError, match="no_grad"):
+        method(WAVES)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", [*LONG, *CONTROLS])
+def test_settings_in_place_of_a_transform_are_a_typed_error(name):
+    with pytest.raises(ConfigError, match=r"Stft\(StftConfig"):
+        (LONG | CONTROLS)[name](Smooth(), stft=STFT)
 
 
 @pytest.mark.parametrize(

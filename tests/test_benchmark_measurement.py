@@ -4,13 +4,15 @@ import ctypes
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from baselines.controls import Random
 from specsegdiff.benchmark import (
     FAITHFULNESS,
     MEASURES,
@@ -20,15 +22,17 @@ from specsegdiff.benchmark import (
     entries,
     measure,
     rank,
+    score_maps,
     similarities,
 )
 from specsegdiff.benchmark import cost as cost_module
 from specsegdiff.benchmark.cost import measured
+from specsegdiff.benchmark.fingerprints import fingerprint
 from specsegdiff.benchmark.journal import note_rows, open_journal, pack, unpack
 from specsegdiff.data.audio import write_audio
 from specsegdiff.data.pairs import Pair
 from specsegdiff.errors import ConfigError, OutputError, ShapeError
-from specsegdiff.frontend import Stft
+from specsegdiff.frontend import Stft, StftConfig
 from specsegdiff.masks import top_share
 from specsegdiff.metrics.faithfulness import faithfulness
 from specsegdiff.models.aasist import AASIST
@@ -71,14 +75,18 @@ def signed(wave: Tensor) -> Tensor:
 
 
 class Counted:
-    """A method that counts its calls, and fails at one of them."""
+    """A method that counts its calls, and fails at one of them; neither is a setting."""
 
     def __init__(self, method: Callable[[Tensor], Tensor], fails_at: int = 0) -> None:
-        self.method, self.calls, self.fails_at = method, 0, fails_at
+        self.method, self._calls, self._fails_at = method, 0, fails_at
+
+    @property
+    def calls(self) -> int:
+        return self._calls
 
     def __call__(self, wave: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == self.fails_at:
+        self._calls += 1
+        if self._calls == self._fails_at:
             raise KeyboardInterrupt
         return self.method(wave)
 
@@ -145,6 +153,51 @@ def test_a_sign_counts_or_does_not(pairs: list[Pair]) -> None:
     assert absolute["quiet"]["marked"] != absolute["size"]["marked"]
     zeros = torch.zeros(2, 2)
     assert rank(zeros, "absolute") is zeros
+
+
+class Against:
+    """An attribution all of whose bins speak against; says so, or does not."""
+
+    def __init__(self, **says: bool) -> None:
+        vars(self).update(says)
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        return -1 - STFT.magnitude(wave)
+
+
+def test_a_method_says_whether_its_maps_are_signed(pairs: list[Pair]) -> None:
+    methods = {"silent": Against(), "signed": Against(signed=True), "loud": STFT.magnitude}
+    methods |= {"mixed": signed, "unsigned": Unsigned()}
+    _, silent, says, loud, mixed, unsigned = measure(methods, pairs[:1])
+    assert says["marked"] == loud["marked"] != silent["marked"]
+    assert unsigned["marked"] != mixed["marked"]
+    assert unsigned["gdice"] == unsigned["gdice_by_value"] == mixed["gdice_by_value"]
+    heat = torch.tensor([[-2.0, -1.0]])
+    assert rank(heat, "value", signed=True) is rank(heat, "absolute", signed=False) is heat
+
+
+class Unsigned:
+    """Such as a logarithm: both signs, and the highest counts."""
+
+    signed = False
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        return signed(wave)
+
+
+def test_a_transform_is_taken_like_its_settings(pairs: list[Pair]) -> None:
+    config = StftConfig(n_fft=512, hop=128)
+    methods = {"loud": Stft(config).magnitude}
+    one, other = (measure(methods, pairs[:1], stft=stft) for stft in (config, Stft(config)))
+    assert timeless(one) == timeless(other)
+    maps = [
+        score_maps(lambda pair, wave: Stft(config).magnitude(wave), pairs[:1], stft=stft)
+        for stft in (config, Stft(config))
+    ]
+    assert maps[0] == maps[1]
+    for wrong in (512, "stft"):
+        with pytest.raises(ConfigError, match="StftConfig"):
+            measure(methods, pairs[:1], stft=wrong)  # type: ignore[arg-type]
 
 
 def test_only_the_shared_band_counts(pairs: list[Pair]) -> None:
@@ -260,6 +313,95 @@ def test_rows_of_another_run_are_not_taken(pairs: list[Pair], tmp_path: Path) ->
     other = replace(pairs[1], id="p0")
     with pytest.raises(ConfigError, match="another pair 'p0'"):
         measure({"energy": STFT.magnitude}, [other], detector=models[0], journal=journal)
+
+
+@dataclass
+class Settings:
+    """Settings of a method; the last is no part of what it is."""
+
+    width: int = 1
+    _private: int = 1
+    note: str = field(default="", compare=False)
+
+
+class Configured(torch.nn.Module):
+    """A method with a weight, a configuration, and a part that has a setting of its own."""
+
+    def __init__(self, width: int = 1, part: float = 0.5) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+        self.config = Settings(width)
+        self.drop = torch.nn.Dropout(part)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        return STFT.magnitude(wave)
+
+
+class Method:
+    """A method with any settings."""
+
+    def __init__(self, **settings: object) -> None:
+        vars(self).update(settings)
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        return STFT.magnitude(wave)
+
+
+def around(value: object) -> Callable[[], object]:
+    return lambda: value
+
+
+@pytest.mark.parametrize(
+    ("make", "first", "second"),
+    [
+        (lambda s: Method(seed=s), 0, 1),
+        (lambda s: Method(stft=Stft(s)), StftConfig(), StftConfig(hop=128)),
+        (lambda s: Method(options={"a": [s, (1,)]}), 1, 2),
+        (lambda s: Method(inner=Method(seed=s)), 0, 1),
+        (lambda s: Method(profile=torch.tensor(s)), [0.0, 1.0], [0.0, 2.0]),
+        (lambda s: Method(profile=torch.tensor(s).numpy()), [0.0, 1.0], [1.0, 0.0]),
+        (lambda s: Settings(_private=s), 1, 2),
+        (lambda s: Configured(width=s), 1, 2),
+        (lambda s: Configured(part=s), 0.5, 0.25),
+        (lambda s: Method(model=Configured(width=s)), 1, 2),
+        (lambda s: Stft(s).magnitude, StftConfig(), StftConfig(hop=128)),
+        (lambda s: partial(max, key=s), abs, len),
+        (around, 1, 2),
+        (lambda s: Method(waves=[torch.full((4,), float(s))] * 20), 1, 2),
+    ],
+)
+def test_a_setting_makes_another_fingerprint(
+    make: Callable[[object], object], first: object, second: object
+) -> None:
+    one, again, other = (fingerprint(make(value)) for value in (first, first, second))
+    assert one == again != other
+    assert len(one) <= 400
+
+
+def test_what_is_no_setting_makes_no_other_fingerprint() -> None:
+    assert fingerprint(Settings(note="a")) == fingerprint(Settings(note="b"))
+    assert fingerprint(Method(seed=1, _calls=1)) == fingerprint(Method(_calls=2, seed=1))
+    assert fingerprint(Method(names={"a", "b", "c"})) == fingerprint(Method(names={"c", "b", "a"}))
+    model = Configured()
+    assert fingerprint(model.train()) == fingerprint(Configured().eval())
+    # an object without a fixed text has none, rather than its address
+    assert fingerprint(Method(lock=object())) == fingerprint(Method(lock=object()))
+    knot = Method()
+    knot.self = knot  # type: ignore[attr-defined]
+    assert fingerprint(knot) == "test_benchmark_measurement.Method(self=...)"
+    assert fingerprint(None) == "None"
+
+
+def test_rows_of_other_settings_are_not_taken(pairs: list[Pair], tmp_path: Path) -> None:
+    for name, one, other in (
+        ("control", Random(seed=0), Random(seed=1)),
+        ("model", Configured(width=1), Configured(width=2)),
+    ):
+        journal = tmp_path / f"{name}.jsonl"
+        rows = measure({name: one}, pairs[:1], journal=journal)
+        assert measure({name: one}, pairs[:1], journal=journal) == rows
+        with pytest.raises(ConfigError, match=f"another {name}"):
+            measure({name: other}, pairs[:1], journal=journal)
 
 
 def test_what_is_no_journal_is_refused_and_kept(tmp_path: Path) -> None:

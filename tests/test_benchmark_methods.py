@@ -67,6 +67,15 @@ def test_a_registered_method_explains_a_detector(name: str) -> None:
     assert float(heat.std()) > 0
 
 
+def test_captums_rules_have_a_factory() -> None:
+    pytest.importorskip("captum", reason="attributions need the extra 'baselines'")
+    entry = EntryPoint("deepshap-captum", "baselines.deepshap:deepshap_captum", methods.GROUP)
+    method = entry.load()(AASIST.from_preset("tiny", n_samples=4_000).eval())
+    assert method.rules == "captum"
+    assert method.references is None
+    assert method(WAVE).shape == (1, 513, 16)
+
+
 def test_a_plugin_is_found_and_gets_the_detector(plugin: Path) -> None:
     detector = object()
     built = load_methods(["random", "loud"], detector)

@@ -485,6 +485,14 @@ def test_options_reach_the_functions():
     torch.testing.assert_close(metric.compute(), expected, **EXACT)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_settings_in_place_of_a_transform_are_a_typed_error():
+    wave = noise(1, 200, seed=1, scale=0.1)
+    for detector in (nn.Flatten(), RawWrapper(nn.Flatten(), Stft(STFT), scale="linear")):
+        with pytest.raises(ConfigError, match=r"Stft\(StftConfig"):
+            faithfulness(detector, wave, Stft(STFT).magnitude(wave), stft=STFT)
+
+
 def test_a_collection_keeps_scores_apart_that_agree_on_the_first_batch():
     torchmetrics = pytest.importorskip("torchmetrics")
     members = {name: getattr(metrics, name)() for name in TWINS}

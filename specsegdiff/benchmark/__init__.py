@@ -16,7 +16,8 @@ three lines measure them on pairs of your own (`paired_folder` and `read_manifes
 {'true mask': 100, 'loud bins': 8}
 
 ``measurement`` is the loop, ``scoring`` a map against a mask, ``cost`` seconds and memory,
-``journal`` the file that a killed run goes on from, ``methods`` what packages register by name, and
+``journal`` the file that a killed run goes on from, ``fingerprints`` what tells its methods apart,
+``methods`` what packages register by name, and
 ``shipped`` what this one brings. `score_maps` is the part of it that `specsegdiff evaluate` uses.
 """
 

@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import nn
 
 from specsegdiff.benchmark.cost import Cost, measured
+from specsegdiff.benchmark.fingerprints import fingerprint
 from specsegdiff.benchmark.journal import note_rows, open_journal, pack, unpack
-from specsegdiff.benchmark.scoring import SCORES, Case, Row, identify, load_case, summarise
+from specsegdiff.benchmark.scoring import (
+    SCORES,
+    Case,
+    Row,
+    identify,
+    load_case,
+    summarise,
+    transform,
+)
 from specsegdiff.data.pairs import Pair
 from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.explanation import Explainer
 from specsegdiff.frontend import Stft, StftConfig
-from specsegdiff.hub import weights_hash
 from specsegdiff.masks import MaskConfig
 from specsegdiff.metrics.faithfulness import faithfulness
 from specsegdiff.metrics.similarity import similarity
@@ -45,30 +52,32 @@ def measure(
     detector: Callable[..., Any] | None = None,
     ranking: Ranking = "absolute",
     masks: MaskConfig | None = None,
-    stft: StftConfig | None = None,
+    stft: Stft | StftConfig | None = None,
     journal: Path | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Row]:
     """Measure methods, by name, on the fakes of pairs: one row a pair and method.
 
     A row says what the pair is, and holds `MEASURES`. A map becomes a ranking of the bins by
-    ``ranking`` (`rank`), and a mask by its own top share; GDice, foreground Dice, IoU and AP
-    compare them with the true mask in the band that both members carry, and the `FAITHFULNESS`
-    scores are what ``detector`` makes of that same mask (None without one). ``gdice_by_value`` is
-    GDice with ``ranking='value'``. ``seconds`` and ``peak_mb`` are those of the one call, after one
-    on a second of the first fake that is not counted; see `benchmark.cost` for their limits. The
-    field ``marked`` is the mask (`benchmark.journal.pack`). Rows of the method `TRUTH` say what the
-    true mask itself reaches, and how much of it the detector uses.
+    ``ranking`` (`rank`, which asks the method's attribute ``signed``, where it has one), and a mask
+    by its own top share; GDice, foreground Dice, IoU and AP compare them with the true mask in the
+    band that both members carry, and the `FAITHFULNESS` scores are what ``detector`` makes of that
+    same mask (None without one). ``gdice_by_value`` is GDice with ``ranking='value'``. ``seconds``
+    and ``peak_mb`` are those of the one call, after one on a second of the first fake that is not
+    counted; see `benchmark.cost` for their limits. The field ``marked`` is the mask
+    (`benchmark.journal.pack`). Rows of the method `TRUTH` say what the true mask itself reaches,
+    and how much of it the detector uses.
 
     With ``journal``, rows are kept in that file as they come, and pairs and methods that it holds
-    are not measured again, unless weights or settings are others: then a `ConfigError` says which.
-    Code is not compared: remove the file after a method was changed. ``progress`` is called with
-    (pairs done, all).
+    are not measured again, unless weights or settings are others (`fingerprint`): then a
+    `ConfigError` says which. Code is not compared: remove the file after a method was changed.
+    ``progress`` is called with (pairs done, all).
 
     Raises `ShapeError` where a method's map does not lie on the fake's axes, `ConfigError` on an
-    unknown ranking or a method named as `TRUTH`, and as `load_pair` and `faithfulness`.
+    unknown ranking, a method named as `TRUTH` or a ``stft`` of another type, and as `load_pair` and
+    `faithfulness`.
     """
-    masks, frontend = masks or MaskConfig(), Stft(stft)
+    masks, frontend = masks or MaskConfig(), transform(stft)
     _check(methods, ranking)
     kept: list[Row] = []
     if journal is not None:
@@ -95,7 +104,8 @@ def measure(
                         methods[name](case.fake[None, : frontend.config.sample_rate])
                         warm.add(name)
                     heat, cost = _explain(methods[name], case, name)
-                scores = _scores(case, heat, ranking=ranking, detector=detector, stft=frontend)
+                ranked = rank(heat, ranking, signed=getattr(methods.get(name), "signed", None))
+                scores = _scores(case, heat, ranked, detector=detector, stft=frontend)
                 fresh.append(identify(pair) | {"method": name} | scores | _cost(cost))
             if journal is not None:
                 note_rows(journal, fresh)
@@ -105,20 +115,28 @@ def measure(
     return [rows[pair.id, name] for pair in pairs for name in (TRUTH, *methods)]
 
 
-def rank(heat: Map, ranking: Ranking) -> Map:
+def rank(heat: Map, ranking: Ranking, *, signed: bool | None = None) -> Map:
     """The map by whose values bins are ranked, highest first.
 
-    - ``'absolute'``: a map with values on both sides of 0 is an attribution, and its absolute value
-      counts: where the detector looks, for or against. So does the only public re-implementation of
-      arXiv 2506.03425, which does not state it. Any other map has no sign to drop: a negative
-      energy stays one.
+    - ``'absolute'``: of an attribution the absolute value counts: where the detector looks, for or
+      against. So does the only public re-implementation of arXiv 2506.03425, which does not state
+      it. Any other map is ranked as it is.
     - ``'value'``: every map as it is, so that bins that speak against the target come last. The
       positive part gives the same mask wherever the top share is positive.
 
+    ``signed`` says whether 0 parts for from against, as in an attribution; the methods in
+    ``baselines`` that ask a detector have it as an attribute. Where nobody says, a map with values
+    on both sides of 0 counts as one. A map without positive values may be an attribution all of
+    whose bins speak against, or a negative energy or log-probability, where the highest counts; it
+    is then taken for the latter. State ``signed`` wherever that is wrong.
+
     >>> [rank(torch.tensor([row]), "absolute").tolist() for row in ([-2.0, 1.0], [-2.0, -1.0])]
     [[[2.0, 1.0]], [[-2.0, -1.0]]]
+    >>> rank(torch.tensor([[-2.0, -1.0]]), "absolute", signed=True).tolist()
+    [[2.0, 1.0]]
     """
-    signed = bool((heat < 0).any() & (heat > 0).any())
+    if signed is None:
+        signed = bool((heat < 0).any() & (heat > 0).any())
     return heat.abs() if ranking == "absolute" and signed else heat
 
 
@@ -171,17 +189,6 @@ def entries(rows: Sequence[Row], *, resamples: int = 2000) -> list[dict[str, Any
     return result
 
 
-def fingerprint(value: object) -> str:
-    """What tells a detector or a method from others: SHA-256 of its weights, or its name where it
-    is no module."""
-    if value is None or isinstance(value, str):
-        return str(value)
-    if isinstance(value, nn.Module):
-        return f"{type(value).__name__} {weights_hash(value)}"
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
 def _check(methods: Mapping[str, Explainer], ranking: object) -> None:
     if ranking not in ("absolute", "value"):
         raise ConfigError(f"ranking must be 'absolute' or 'value', got {ranking!r}")
@@ -213,12 +220,11 @@ def _explain(method: Explainer, case: Case, name: str) -> tuple[Map, Cost]:
 def _scores(
     case: Case,
     heat: Map,
+    ranked: Map,
     *,
-    ranking: Ranking,
     detector: Callable[..., Any] | None,
     stft: Stft,
 ) -> Row:
-    ranked = rank(heat, ranking)
     marked = case.top(ranked)
     by_detector: dict[str, float | None] = dict.fromkeys(FAITHFULNESS)
     if detector is not None:

@@ -10,7 +10,7 @@ import torch
 
 from specsegdiff.data.alignment import aligned_difference
 from specsegdiff.data.pairs import Pair, load_pair
-from specsegdiff.errors import ShapeError
+from specsegdiff.errors import ConfigError, ShapeError
 from specsegdiff.frontend import Stft, StftConfig
 from specsegdiff.masks import MaskConfig, top_share
 from specsegdiff.metrics import (
@@ -106,7 +106,7 @@ def score_maps(
     pairs: Sequence[Pair],
     *,
     masks: MaskConfig | None = None,
-    stft: StftConfig | None = None,
+    stft: Stft | StftConfig | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Row]:
     """Score the map of each pair at its own top share against the true mask: one row a pair.
@@ -116,9 +116,9 @@ def score_maps(
     a pair has none), vocoder_seen, and `SCORES` in percent; average_precision ranks all bins and is
     None where the truth is empty. Only the band that both members carry counts. ``progress`` is
     called with (pairs done, all). Raises `ShapeError` where a map does not lie on the fake's axes,
-    and as `load_pair`.
+    `ConfigError` on a ``stft`` of another type, and as `load_pair`.
     """
-    masks, frontend = masks or MaskConfig(), Stft(stft)
+    masks, frontend = masks or MaskConfig(), transform(stft)
     methods = predict if isinstance(predict, Mapping) else {"": predict}
     rows = []
     for done, pair in enumerate(pairs, start=1):
@@ -130,6 +130,18 @@ def score_maps(
         if progress is not None:
             progress(done, len(pairs))
     return rows
+
+
+def transform(stft: Stft | StftConfig | None) -> Stft:
+    """The transform itself, of its settings, or the default; raises `ConfigError` on others."""
+    if isinstance(stft, Stft):
+        return stft
+    if stft is not None and not isinstance(stft, StftConfig):
+        raise ConfigError(
+            f"stft must be an StftConfig, an Stft or None, got {type(stft).__name__}; "
+            "pass StftConfig(n_fft=..., hop=...)"
+        )
+    return Stft(stft)
 
 
 def identify(pair: Pair) -> Row:

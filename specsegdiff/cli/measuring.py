@@ -144,7 +144,7 @@ def benchmark(
     same command again to go on after an interruption.
     """
     from specsegdiff.benchmark import entries, load_detector, load_methods, measure
-    from specsegdiff.benchmark.measurement import fingerprint
+    from specsegdiff.benchmark.fingerprints import fingerprint
     from specsegdiff.data.manifest import read_manifest
 
     check_file(out)

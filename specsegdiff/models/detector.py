@@ -148,9 +148,19 @@ def windows(wave: Float[Tensor, "b n"], *, length: int, long: Long) -> Float[Ten
     n = wave.shape[-1]
     if n < length:
         return wave.repeat(1, -(-length // n))[:, None, :length]
-    count = -(-n // length) if long == "windows" else 1
-    starts = [round(index * (n - length) / max(count - 1, 1)) for index in range(count)]
+    starts = window_starts(n, length) if long == "windows" else [0]
     return torch.stack([wave[:, start : start + length] for start in starts], dim=1)
+
+
+def window_starts(n: int, length: int) -> list[int]:
+    """First samples of the fewest windows that cover a waveform of ``n >= length`` samples, evenly
+    spread.
+
+    >>> window_starts(10, 4)
+    [0, 3, 6]
+    """
+    count = -(-n // length)
+    return [round(index * (n - length) / max(count - 1, 1)) for index in range(count)]
 
 
 def _spoof_index(labels: object, *, owner: str) -> int:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from baselines import lrp
 from baselines.lrp import Flow
 from baselines.lrp_rules import LRPRules, check_zennit
-from baselines.plane import Attribution, Item, Part, Plane, Scale, as_found
+from baselines.plane import Item, OnPlane, Part, Plane, Scale, as_found
 from specsegdiff.errors import ConfigError
 from specsegdiff.frontend import Stft
 from specsegdiff.shapes import Map, Wave
 
 
-class AttnLRP:
+class AttnLRP(OnPlane):
     """Attention-aware layer-wise relevance propagation (Achtibat et al. 2024, arXiv 2402.05602).
 
     The raw logit is handed down through the detector by the rules in `baselines.lrp_rules`, then
@@ -47,9 +47,6 @@ class AttnLRP:
     ((2, 513, 16), [])
     """
 
-    signed = True
-    "A map's sign says for or against (`specsegdiff.benchmark.rank`)."
-
     def __init__(
         self,
         detector: Callable[..., Any],
@@ -68,17 +65,8 @@ class AttnLRP:
             )
         self.rules = rules or LRPRules()
         check_zennit(self.rules)
-        self.plane = Plane(detector, target=target, stft=stft, scale="linear")
+        super().__init__(Plane(detector, target=target, stft=stft, scale="linear"))
         self.root = detector if isinstance(detector, nn.Module) else None
-
-    def __call__(self, wave: Wave) -> Map:
-        """Relevance ``(b, f, t)`` of waves ``(b, n)``, on the axes of `Stft`."""
-        return self.attribute(wave).map
-
-    def attribute(self, wave: Wave) -> Attribution:
-        """Relevance of waves ``(b, n)``, and the sum of each map less the logit, ``(b,)``."""
-        with torch.inference_mode(False):
-            return self.plane.attribute(wave, self._explain)
 
     def flows(self, wave: Wave) -> list[Flow]:
         """What every function of the detector received and passed on for a wave ``(1, n)``, in

@@ -12,23 +12,21 @@ from baselines.contrast import RuleError
 from baselines.deeplift import deeplift
 from baselines.deepshap_check import RuleSet, check_rule_set
 from baselines.plane import (
-    Attribution,
     Item,
+    OnPlane,
     Part,
     Plane,
     References,
     Scale,
-    check_count,
     check_references,
     count_of,
     import_captum,
-    mean_row,
 )
 from specsegdiff.frontend import Stft
-from specsegdiff.shapes import Map, Wave
+from specsegdiff.shapes import Map
 
 
-class DeepSHAP:
+class DeepSHAP(OnPlane):
     """DeepLIFT against references, averaged (Lundberg & Lee 2017, arXiv 1705.07874, section 4.2).
 
     - ``rules="full"``: operations have rules, whether modules or functions call them
@@ -52,9 +50,6 @@ class DeepSHAP:
     `ConfigError` on other settings, and `ShapeError` on waves that are not ``(b, n)`` and finite.
     """
 
-    signed = True
-    "A map's sign says for or against (`specsegdiff.benchmark.rank`)."
-
     def __init__(
         self,
         detector: Callable[..., Any],
@@ -68,31 +63,19 @@ class DeepSHAP:
     ) -> None:
         check_rule_set(rules)
         check_references(references)
-        if chunk is not None:
-            check_count(chunk, name="chunk")
-        self.plane = Plane(detector, target=target, stft=stft, scale=scale)
+        super().__init__(Plane(detector, target=target, stft=stft, scale=scale, chunk=chunk))
         self.rules = rules
         self.references = references
-        self.chunk = chunk
-
-    def __call__(self, wave: Wave) -> Map:
-        """Attribution ``(b, f, t)`` of waves ``(b, n)``, on the axes of `Stft`."""
-        return self.attribute(wave).map
-
-    def attribute(self, wave: Wave) -> Attribution:
-        """Attribution of waves ``(b, n)``, and how far each is from ``f(x) - mean f(references)``,
-        ``(b,)``."""
-        return self.plane.attribute(wave, self._explain)
 
     def _explain(self, item: Item) -> tuple[Map, Float[Tensor, ""]]:
         explain = _full if self.rules == "full" else _captum
-        change = self.plane.change(item, self.references, chunk=self.chunk)
+        # first, since it names what is wrong with a detector
+        change = self.plane.change(item, self.references)
 
         def rows(chosen: range) -> Tensor:
             return explain(self.plane, item, self.plane.baseline(item, self.references, chosen))
 
-        count = count_of(self.references)
-        return mean_row(rows, count, chunk=self.chunk, device=self.plane.device), change
+        return self.plane.mean(rows, count_of(self.references)), change
 
 
 def deepshap_captum(detector: Callable[..., Any]) -> DeepSHAP:

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from baselines.plane import (
-    Attribution,
     Item,
+    OnPlane,
     Part,
     Plane,
     References,
@@ -21,15 +21,14 @@ from baselines.plane import (
     check_references,
     count_of,
     import_captum,
-    mean_row,
     seed_of,
 )
 from specsegdiff.errors import ConfigError
 from specsegdiff.frontend import Stft
-from specsegdiff.shapes import Map, Wave
+from specsegdiff.shapes import Map
 
 
-class GradientSHAP:
+class GradientSHAP(OnPlane):
     """Expected gradients times difference from a baseline (Lundberg & Lee 2017, arXiv 1705.07874,
     as captum's GradientShap has it).
 
@@ -50,9 +49,6 @@ class GradientSHAP:
     `ShapeError` on waves that are not ``(b, n)`` and finite.
     """
 
-    signed = True
-    "A map's sign says for or against (`specsegdiff.benchmark.rank`)."
-
     def __init__(
         self,
         detector: Callable[..., Any],
@@ -68,37 +64,25 @@ class GradientSHAP:
     ) -> None:
         check_count(samples, name="samples")
         check_references(references)
-        if chunk is not None:
-            check_count(chunk, name="chunk")
         if not (noise >= 0 and math.isfinite(noise)):
             raise ConfigError(f"noise must be finite and not negative, got {noise!r}")
         if not isinstance(seed, int):
             raise ConfigError(
                 f"seed must be an integer, got {seed!r}; the draws hang on it exactly"
             )
-        self.plane = Plane(detector, target=target, stft=stft, scale=scale)
+        super().__init__(Plane(detector, target=target, stft=stft, scale=scale, chunk=chunk))
         self.samples = samples
         self.references = references
         self.noise = noise
         self.seed = seed
-        self.chunk = chunk
-
-    def __call__(self, wave: Wave) -> Map:
-        """Attribution ``(b, f, t)`` of waves ``(b, n)``, on the axes of `Stft`."""
-        return self.attribute(wave).map
-
-    def attribute(self, wave: Wave) -> Attribution:
-        """Attribution of waves ``(b, n)``, and how far each is from ``f(x) - mean f(b)``, the mean
-        over all baselines, ``(b,)``."""
-        import_captum()
-        return self.plane.attribute(wave, self._explain)
 
     def _explain(self, item: Item) -> tuple[Map, Float[Tensor, ""]]:
+        import_captum()
+
         def rows(chosen: range) -> Tensor:
             return self._draw(item, chosen)
 
-        mean = mean_row(rows, self.samples, chunk=self.chunk, device=self.plane.device)
-        return mean, self.plane.change(item, self.references, chunk=self.chunk)
+        return self.plane.mean(rows, self.samples), self.plane.change(item, self.references)
 
     def _draw(self, item: Item, chosen: range) -> Float[Tensor, "s f t"]:
         from captum.attr import GradientShap

@@ -7,20 +7,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from baselines.plane import (
-    Attribution,
     Item,
+    OnPlane,
     Part,
     Plane,
     Scale,
     check_count,
-    fitting_memory,
     import_captum,
 )
+from baselines.rows import fitting_memory
 from specsegdiff.frontend import Stft
-from specsegdiff.shapes import Map, Wave
+from specsegdiff.shapes import Map
 
 
-class IntegratedGradients:
+class IntegratedGradients(OnPlane):
     """Gradients along the straight line from silence to the recording, times their difference
     (Sundararajan et al. 2017, arXiv 1703.01365, eq. 1; Gauss-Legendre quadrature).
 
@@ -31,9 +31,6 @@ class IntegratedGradients:
     few at a time (`Plane.parts`). Raises `ConfigError` on other settings,
     and `ShapeError` on waves that are not ``(b, n)`` and finite.
     """
-
-    signed = True
-    "A map's sign says for or against (`specsegdiff.benchmark.rank`)."
 
     def __init__(
         self,
@@ -46,23 +43,11 @@ class IntegratedGradients:
         chunk: int | None = None,
     ) -> None:
         check_count(steps, name="steps")
-        if chunk is not None:
-            check_count(chunk, name="chunk")
-        self.plane = Plane(detector, target=target, stft=stft, scale=scale)
+        super().__init__(Plane(detector, target=target, stft=stft, scale=scale, chunk=chunk))
         self.steps = steps
-        self.chunk = chunk
-
-    def __call__(self, wave: Wave) -> Map:
-        """Attribution ``(b, f, t)`` of waves ``(b, n)``, on the axes of `Stft`."""
-        return self.attribute(wave).map
-
-    def attribute(self, wave: Wave) -> Attribution:
-        """Attribution of waves ``(b, n)``, and how far each is from ``f(x) - f(silence)``,
-        ``(b,)``."""
-        import_captum()
-        return self.plane.attribute(wave, self._explain)
 
     def _explain(self, item: Item) -> tuple[Map, Float[Tensor, ""]]:
+        import_captum()
         from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 
         silence = self.plane.baseline(item, None)
@@ -80,8 +65,8 @@ class IntegratedGradients:
                     internal_batch_size=rows,
                 )
 
-            result, _ = fitting_memory(integrate, chunk=self.chunk, device=self.plane.device)
+            result, _ = fitting_memory(integrate, chunk=self.plane.chunk, device=self.plane.device)
             return result.detach()
 
         (result,) = self.plane.over_parts(item, along_line)
-        return result, self.plane.change(item, None, chunk=self.chunk)
+        return result, self.plane.change(item, None)

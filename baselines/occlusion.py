@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.plane import Item, Plane, Scale, check_count, each_row
+from baselines.plane import Item, Plane, Scale, check_count
+from baselines.rows import each_row
 from specsegdiff.errors import ConfigError
 from specsegdiff.frontend import Stft
 from specsegdiff.shapes import Map, Wave
@@ -49,12 +50,9 @@ class Occlusion:
                 f"stride {stride} is wider than the patch {patch}, and would leave bins out; "
                 "choose it at most as wide"
             )
-        if chunk is not None:
-            check_count(chunk, name="chunk")
-        self.plane = Plane(detector, target=target, stft=stft, scale=scale)
+        self.plane = Plane(detector, target=target, stft=stft, scale=scale, chunk=chunk)
         self.patch = patch
         self.stride = stride
-        self.chunk = chunk
 
     def __call__(self, wave: Wave) -> Map:
         """Attribution ``(b, f, t)`` of waves ``(b, n)``, on the axes of `Stft`."""
@@ -73,7 +71,7 @@ class Occlusion:
             with torch.no_grad():
                 return whole - self.plane.score(masked, item.phase, item.length)
 
-        drops = each_row(rows, len(patches), chunk=self.chunk, device=self.plane.device)
+        drops = each_row(rows, len(patches), chunk=self.plane.chunk, device=self.plane.device)
         total, count = torch.zeros(2, *silence.shape, dtype=torch.float64)
         for drop, (bins, frames) in zip(drops, patches, strict=True):
             total[bins, frames] += drop

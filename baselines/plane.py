@@ -3,9 +3,10 @@
 import contextlib
 import copy
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from einops import rearrange, reduce
@@ -13,6 +14,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from baselines.contrast import RuleError
+from baselines.rows import mean_row
 from specsegdiff.errors import ConfigError, DependencyError, ShapeError
 from specsegdiff.frontend import RawWrapper, Stft
 from specsegdiff.models.detector import spoof_column, window_starts
@@ -24,13 +26,8 @@ Scale: TypeAlias = Literal["linear", "log"]
 References: TypeAlias = list[Tensor] | tuple[Tensor, ...] | Tensor
 "Waves to compare with: a list of ``(n,)``, or a tensor ``(k, n)``."
 
-ROWS_ON_ACCELERATOR = 8
-"Rows a pass on an accelerator, halved until they fit; a CPU gains nothing from more than one."
-
 WINDOWS_AT_ONCE = 2
 "Windows of a long recording a pass, which bounds its memory; more would gain little time."
-
-T = TypeVar("T")
 
 
 class Attribution(NamedTuple):
@@ -73,12 +70,19 @@ class Plane:
     """A detector as a function of the values of a spectrogram, under a fixed phase.
 
     Baselines keep the recording's phase too: what is explained is the value of a bin. ``target`` is
-    a name in the detector's ``labels``, or the index of a logit. Raises `ConfigError` on an unknown
-    target or scale, or a transform that is no `Stft`.
+    a name in the detector's ``labels``, or the index of a logit. ``chunk`` rows pass the network at
+    once, by default as many as the memory holds. Raises `ConfigError` on an unknown target or
+    scale, a chunk below 1, or a transform that is no `Stft`.
     """
 
     def __init__(
-        self, detector: Callable[..., Any], *, target: str | int, stft: Stft | None, scale: Scale
+        self,
+        detector: Callable[..., Any],
+        *,
+        target: str | int,
+        stft: Stft | None,
+        scale: Scale,
+        chunk: int | None = None,
     ) -> None:
         if not callable(detector):
             raise ConfigError(
@@ -86,6 +90,9 @@ class Plane:
                 f"{type(detector).__name__}; pass the model itself"
             )
         check_stft(stft)
+        if chunk is not None:
+            check_count(chunk, name="chunk")
+        self.chunk = chunk
         self.wrapper: RawWrapper = _Differentiable(detector, stft, scale=scale)
         self.column = target_column(detector, target)
 
@@ -172,9 +179,11 @@ class Plane:
         waves = torch.stack([at_length(references[row], item.length) for row in chosen])
         return self.wrapper.split(waves.to(item.value))[0]
 
-    def change(
-        self, item: Item, references: References | None, *, chunk: int | None
-    ) -> Float[Tensor, ""]:
+    def mean(self, work: Callable[[range], Tensor], count: int) -> Tensor:
+        """Mean of what ``work`` gives for the rows ``0 .. count - 1`` (`mean_row`)."""
+        return mean_row(work, count, chunk=self.chunk, device=self.device)
+
+    def change(self, item: Item, references: References | None) -> Float[Tensor, ""]:
         """``f(x) - mean f(baselines)``, what a complete map sums to."""
 
         def scores(rows: range) -> Tensor:
@@ -182,7 +191,7 @@ class Plane:
                 baselines = self.baseline(item, references, rows)
                 return self.score(baselines, item.phase, item.length)
 
-        mean = mean_row(scores, count_of(references), chunk=chunk, device=self.device)
+        mean = self.mean(scores, count_of(references))
         with torch.no_grad():
             own = self.score(item.value, item.phase, item.length)[0]
         return own.cpu().double() - mean
@@ -226,6 +235,30 @@ class Plane:
         detector = _Windows(whole.detector, windows)
         plane.wrapper = _Differentiable(detector, whole.stft, scale=whole.scale, floor=whole.floor)
         return plane
+
+
+class OnPlane(ABC):
+    """What attributions of a detector share: the plane, a map, and how far it is from complete."""
+
+    signed = True
+    "A map's sign says for or against (`specsegdiff.benchmark.rank`)."
+
+    def __init__(self, plane: Plane) -> None:
+        self.plane = plane
+
+    def __call__(self, wave: Wave) -> Map:
+        """Attribution ``(b, f, t)`` of waves ``(b, n)``, on the axes of `Stft`."""
+        return self.attribute(wave).map
+
+    def attribute(self, wave: Wave) -> Attribution:
+        """Attribution of waves ``(b, n)``, and how far the sum of each map is from what it should
+        be by the method, ``(b,)``."""
+        with torch.inference_mode(False):
+            return self.plane.attribute(wave, self._explain)
+
+    @abstractmethod
+    def _explain(self, item: Item) -> tuple[Map, Float[Tensor, ""]]:
+        """Map ``(f, t)`` of one recording, and what it should sum to."""
 
 
 class _Differentiable(RawWrapper):
@@ -358,54 +391,6 @@ def at_length(wave: Float[Tensor, "n"], length: int) -> Float[Tensor, "m"]:
     [1.0, 2.0, 1.0, 2.0, 1.0]
     """
     return wave.repeat(-(-length // len(wave)))[:length]
-
-
-def each_row(
-    work: Callable[[range], Tensor], count: int, *, chunk: int | None, device: torch.device
-) -> Iterator[Tensor]:
-    """Results of ``work`` for the rows ``0 .. count - 1``, given to it in ranges of ``chunk``.
-
-    Without ``chunk``, ranges are as long as the memory allows (`fitting_memory`). ``work`` returns
-    the results of its rows, ``(rows, ...)``; each comes out alone, in float64 on the CPU, so that a
-    sum of them is the same for all chunks, but for the network's own rounding.
-    """
-    start, most = 0, None
-    while start < count:
-
-        def some(rows: int, start: int = start) -> Tensor:
-            return work(range(start, min(start + rows, count)))
-
-        results, most = fitting_memory(some, chunk=chunk, device=device, most=most)
-        yield from results.detach().cpu().double()
-        start += len(results)
-
-
-def mean_row(
-    work: Callable[[range], Tensor], count: int, *, chunk: int | None, device: torch.device
-) -> Tensor:
-    """Mean in float64 of what `each_row` gives."""
-    total = torch.zeros((), dtype=torch.float64)
-    for result in each_row(work, count, chunk=chunk, device=device):
-        total = total + result
-    return total / count
-
-
-def fitting_memory(
-    work: Callable[[int], T], *, chunk: int | None, device: torch.device, most: int | None = None
-) -> tuple[T, int]:
-    """Result of ``work`` with ``chunk`` rows at once, and how many rows that were.
-
-    Without ``chunk``: with ``most`` rows, by default one on a CPU and `ROWS_ON_ACCELERATOR` on any
-    other device, halved each time that it runs out of memory.
-    """
-    rows = chunk or most or (1 if device.type == "cpu" else ROWS_ON_ACCELERATOR)
-    while True:
-        try:
-            return work(rows), rows
-        except torch.OutOfMemoryError:
-            if chunk is not None or rows == 1:
-                raise
-        rows //= 2
 
 
 def import_captum() -> None:

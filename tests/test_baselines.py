@@ -24,7 +24,8 @@ from baselines.gradientshap import GradientSHAP
 from baselines.integrated_gradients import IntegratedGradients
 from baselines.lrp_rules import LRPRules
 from baselines.occlusion import Occlusion
-from baselines.plane import WINDOWS_AT_ONCE, Plane, at_length, each_row, fitting_memory, seed_of
+from baselines.plane import WINDOWS_AT_ONCE, Plane, at_length, seed_of
+from baselines.rows import each_row, fitting_memory
 from specsegdiff.errors import ConfigError, DependencyError, ShapeError
 from specsegdiff.frontend import Stft
 from specsegdiff.models.detector import over_windows

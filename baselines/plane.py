@@ -312,9 +312,9 @@ def device_of(module: nn.Module) -> torch.device:
 def check_batch(wave: Wave) -> None:
     """Raise `ShapeError` unless ``wave`` is a batch ``(b, n)`` of finite samples."""
     check_wave(wave)
-    if wave.ndim != 2 or len(wave) == 0:
+    if wave.ndim != 2:
         raise ShapeError(
-            f"expected waves (b, n) with b >= 1, got shape {tuple(wave.shape)}; "
+            f"expected waves (b, n), got shape {tuple(wave.shape)}; "
             "give one recording a batch axis with [None]"
         )
     if not is_finite(wave):

@@ -179,7 +179,7 @@ def test_silence_and_short_input_stay_finite(algo, length):
     [torch.zeros(5), torch.zeros(1, 2, 5), torch.zeros(0, 5), torch.full((2, 5), torch.nan)],
 )
 def test_other_shapes_and_nan_are_refused(waves):
-    with pytest.raises(ShapeError, match="stack them"):
+    with pytest.raises(ShapeError, match="stack them" if waves.numel() else "n >= 1"):
         RawBoost()(waves, seed=0)
 
 

@@ -98,7 +98,7 @@ class RawBoost:
         that are not finite, `ConfigError` on a negative seed.
         """
         check_wave(waves)
-        if waves.ndim != 2 or waves.shape[0] == 0 or not bool(torch.isfinite(waves).all()):
+        if waves.ndim != 2 or not bool(torch.isfinite(waves).all()):
             raise ShapeError(
                 f"RawBoost takes the finite members of a pair as (m, n), got {tuple(waves.shape)}; "
                 "stack them with torch.stack((real, fake))"

@@ -140,9 +140,9 @@ def windows(wave: Float[Tensor, "b n"], *, length: int, long: Long) -> Float[Ten
     [[[0.0, 1.0, 0.0]]]
     """
     check_wave(wave)
-    if wave.ndim != 2 or len(wave) == 0:
+    if wave.ndim != 2:
         raise ShapeError(
-            f"a detector takes waveforms (b, n) with b >= 1, got {tuple(wave.shape)}; "
+            f"a detector takes waveforms (b, n), got {tuple(wave.shape)}; "
             "give one recording a batch axis with [None]"
         )
     n = wave.shape[-1]

@@ -124,9 +124,9 @@ class FrameScorer(hub.Stored):
         others.
         """
         check_wave(wave)
-        if wave.ndim != 2 or len(wave) == 0:
+        if wave.ndim != 2:
             raise ShapeError(
-                f"a frame scorer takes waveforms (b, n) with b >= 1, got {tuple(wave.shape)}; "
+                f"a frame scorer takes waveforms (b, n), got {tuple(wave.shape)}; "
                 "give one recording a batch axis with [None]"
             )
         backbone = self.config.backbone

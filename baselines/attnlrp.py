@@ -94,16 +94,16 @@ class AttnLRP(OnPlane):
             item = next(iter(self.plane.items(wave)))
             return lrp.gaps(self._score(item), item.value, root=self.root)
 
-    def _score(self, item: Item, plane: Plane | None = None) -> Callable[[Tensor], Tensor]:
-        plane = plane or self.plane
-        return lambda value: plane.score(value, item.phase, item.length)
+    def _score(self, item: Item) -> Callable[[Tensor], Tensor]:
+        return lambda value: self.plane.score(value, item.phase, item.length)
 
     def _explain(self, item: Item) -> tuple[Map, Float[Tensor, ""]]:
         logits = []
 
         def relevance(part: Part) -> Tensor:
-            score = self._score(part.item, part.plane)
-            found, logit = lrp.propagate(score, part.item.value, rules=self.rules, root=self.root)
+            found, logit = lrp.propagate(
+                part.score, part.item.value, rules=self.rules, root=self.root
+            )
             logits.append(logit * part.weight)
             return found
 

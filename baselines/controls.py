@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from baselines.plane import check_batch, check_stft, content_key, seed_of
+from baselines.plane import check_batch, content_key, seed_of
 from specsegdiff.errors import ConfigError, ShapeError
-from specsegdiff.frontend import Stft
+from specsegdiff.frontend import Stft, check_stft
 from specsegdiff.shapes import Map, Mask, Wave
 
 

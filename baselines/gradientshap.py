@@ -102,7 +102,7 @@ class GradientSHAP(OnPlane):
 
         def gradients(part: Part) -> Tensor:
             def network(offset: Tensor, start: Tensor) -> Tensor:
-                return part.plane.score(start + offset, part.item.phase, part.item.length)
+                return part.score(start + offset)
 
             own = start[:, :, part.frames]
             # As a function of the offset from its own baseline, every draw has the baseline 0, so

@@ -53,11 +53,8 @@ class IntegratedGradients(OnPlane):
         silence = self.plane.baseline(item, None)
 
         def along_line(part: Part) -> Tensor:
-            def network(value: Tensor) -> Tensor:
-                return part.plane.score(value, part.item.phase, part.item.length)
-
             def integrate(rows: int) -> Tensor:
-                return CaptumIntegratedGradients(network).attribute(
+                return CaptumIntegratedGradients(part.score).attribute(
                     part.item.value,
                     baselines=silence[:, :, part.frames],
                     n_steps=self.steps,

@@ -65,6 +65,10 @@ class Part(NamedTuple):
     weight: float
     "Share of the recording's windows that these are."
 
+    def score(self, value: Float[Tensor, "k f t"]) -> Float[Tensor, "k"]:
+        """Logit of the target for these windows with other values, under their phase."""
+        return self.plane.score(value, self.item.phase, self.item.length)
+
 
 class Plane:
     """A detector as a function of the values of a spectrogram, under a fixed phase.
@@ -89,7 +93,6 @@ class Plane:
                 f"expected a detector that maps waves (b, n) to logits (b, classes), got "
                 f"{type(detector).__name__}; pass the model itself"
             )
-        check_stft(stft)
         if chunk is not None:
             check_count(chunk, name="chunk")
         self.chunk = chunk
@@ -341,15 +344,6 @@ def check_references(references: References | None) -> None:
 def count_of(references: References | None) -> int:
     """How many baselines there are: silence is one."""
     return 1 if references is None else len(references)
-
-
-def check_stft(stft: object) -> None:
-    """Raise `ConfigError` unless ``stft`` is an `Stft`, or None for the default."""
-    if stft is not None and not isinstance(stft, Stft):
-        raise ConfigError(
-            f"stft must be an Stft, or None for the default, got {type(stft).__name__}; "
-            "make one of its settings with Stft(StftConfig(...))"
-        )
 
 
 def check_count(value: object, *, name: str) -> None:

@@ -184,6 +184,15 @@ class Stft:
         return torch.hann_window(self.config.n_fft, dtype=like.dtype, device=like.device)
 
 
+def check_stft(stft: object) -> None:
+    """Raise `ConfigError` unless ``stft`` is an `Stft`, or None for the default."""
+    if stft is not None and not isinstance(stft, Stft):
+        raise ConfigError(
+            f"stft must be an Stft, or None for the default, got {type(stft).__name__}; "
+            "make one of its settings with Stft(StftConfig(...))"
+        )
+
+
 def log_magnitude(magnitude: Tensor, *, floor: float = 1e-5) -> Tensor:
     """Natural logarithm of a linear magnitude, floored: ``log(max(magnitude, floor))``.
 
@@ -239,6 +248,7 @@ class RawWrapper(nn.Module):
             raise ConfigError(f"scale must be 'linear' or 'log', got {scale!r}")
         if not (floor > 0 and math.isfinite(floor)):
             raise ConfigError(f"floor must be positive and finite, got {floor!r}")
+        check_stft(stft)
         self.detector = detector
         self.stft = stft or Stft()
         self.scale = scale

@@ -35,9 +35,11 @@ def fingerprint(value: object) -> str:
     """
     if value is None or isinstance(value, str):
         return str(value)
-    text = _Description().of(value)
+    description = _Description()
+    text = description.of(value)
     if isinstance(value, nn.Module):
-        return f"{type(value).__name__} {weights_hash(value)} {_digest(text.encode())[:12]}"
+        weights = description.weights[id(value)]
+        return f"{type(value).__name__} {weights} {_digest(text.encode())[:12]}"
     if len(text) <= LONGEST:
         return text
     kind = value if isinstance(value, types.FunctionType | types.MethodType) else type(value)
@@ -50,6 +52,7 @@ class _Description:
     def __init__(self) -> None:
         self.inside: set[int] = set()
         self.modules: dict[int, str] = {}
+        self.weights: dict[int, str] = {}
 
     def of(self, value: Any) -> str:
         """Text of any value; an object within itself is ``...``."""
@@ -102,7 +105,8 @@ class _Description:
             f"{path}={_name(type(part))}({self._of_attributes(_attributes(part).items())})"
             for path, part in module.named_modules()
         )
-        return f"{_name(type(module))} {weights_hash(module)} [{', '.join(parts)}]"
+        weights = self.weights[id(module)] = weights_hash(module)
+        return f"{_name(type(module))} {weights} [{', '.join(parts)}]"
 
     def _of_function(self, function: types.FunctionType) -> str:
         kept: dict[str, Any] = dict(function.__kwdefaults__ or {})

@@ -38,7 +38,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from specsegdiff.errors import ConfigError, ShapeError
-from specsegdiff.frontend import RawWrapper, Stft
+from specsegdiff.frontend import RawWrapper, Stft, check_stft
 from specsegdiff.shapes import Map, Mask, Wave, check_map, is_finite
 
 Probabilities: TypeAlias = Float[Tensor, "b k"]
@@ -348,11 +348,7 @@ def _listening(
     detector: Callable[..., Any], wave: Wave, heatmap: Tensor, stft: Stft | None
 ) -> Iterator[Callable[[Tensor], Probabilities]]:
     """A function from masks to the detector's probabilities, while the detector is at rest."""
-    if stft is not None and not isinstance(stft, Stft):
-        raise ConfigError(
-            f"stft must be an Stft, or None for the default, got {type(stft).__name__}; "
-            "make one of its settings with Stft(StftConfig(...))"
-        )
+    check_stft(stft)
     if isinstance(detector, RawWrapper):
         if stft is not None and stft.config != detector.stft.config:
             raise ConfigError("the RawWrapper has another transform; leave stft out")
